@@ -1,0 +1,111 @@
+// Package config is what an operator can set: flags beat environment, which
+// beats the file, which beats the defaults, all checked together into one
+// struct. The server process loads it once and hands the result to its
+// children, so that all of them agree. It opens no files but its own.
+package config
+
+import (
+	"path/filepath"
+	"time"
+
+	root "github.com/roost-run/roost"
+)
+
+// Config is a checked configuration. Its zero value is not one: see Default.
+type Config struct {
+	Data   string      // durable state: "/var/lib/roost"
+	Run    string      // sockets, namespaces, mounts: "/run/roost"; gone after a reboot
+	Domain string      // apps answer at <app>.<Domain>: "localhost"
+	Region root.Region // "loc"
+
+	Listen []Listen // the edge's public addresses
+	API    string   // "127.0.0.1:4280"; "" serves the unix socket only
+
+	Runtime     string        // OCI runtime binary: "runc"
+	Memory      root.Bytes    // what machines may use together; 0: host memory minus Reserve
+	Reserve     root.Bytes    // kept for the host and the platform
+	Reclaim     time.Duration // a suspended machine's memory is given back after this; 0 at once
+	Swap        string        // "auto" (zram where the kernel has it), "zram", "file:SIZE", "none"
+	Logs        root.Bytes    // budget of each machine's log on disk
+	ImageBudget root.Bytes    // disk that images nobody needs may use
+
+	HoldTimeout time.Duration // how long a request waits for a machine
+	HoldQueue   int           // requests that may wait, per app
+	LogLevel    string        // "debug", "info", "warn", "error"
+	AccessLog   bool
+
+	Nameservers []string // where public names are asked; empty: the host's own
+}
+
+// Listen is one public address of the edge.
+type Listen struct {
+	Addr string // ":8080"
+	Port int    // the port it stands for; 0: Addr's own
+}
+
+// Default is the configuration of a host that sets nothing.
+func Default() Config {
+	return Config{
+		Data:   "/var/lib/roost",
+		Run:    "/run/roost",
+		Domain: "localhost",
+		Region: root.DefaultRegion,
+		Listen: []Listen{{Addr: ":80"}},
+		API:    "127.0.0.1:4280",
+
+		Runtime:     "runc",
+		Reserve:     512 * root.MiB,
+		Reclaim:     time.Minute,
+		Swap:        "auto",
+		Logs:        16 * root.MiB,
+		ImageBudget: 10 * root.GiB,
+
+		HoldTimeout: time.Minute,
+		HoldQueue:   1000,
+		LogLevel:    "info",
+		AccessLog:   true,
+	}
+}
+
+// Paths of a running instance. Everything that exists only while it runs is
+// under Run; everything that must survive is under Data.
+
+// APISocket is the API for root on this host.
+func (c *Config) APISocket() string { return filepath.Join(c.Run, "api.sock") }
+
+// SupervisorSocket takes orders (package orders).
+func (c *Config) SupervisorSocket() string { return filepath.Join(c.Run, "supervisor.sock") }
+
+// ControlSocket is where the control process serves the edge: the catalog
+// feed, reports, and every API request the edge forwards.
+func (c *Config) ControlSocket() string { return filepath.Join(c.Run, "control.sock") }
+
+// StoreSocket is where the control process lends its image stores to the builder.
+func (c *Config) StoreSocket() string { return filepath.Join(c.Run, "store.sock") }
+
+// BuilderSocket is the builder's.
+func (c *Config) BuilderSocket() string { return filepath.Join(c.Run, "builder.sock") }
+
+// EdgeSocket is where the edge answers questions about itself (status, metrics).
+func (c *Config) EdgeSocket() string { return filepath.Join(c.Run, "edge.sock") }
+
+// Effective is the file in which the server process leaves the configuration
+// for its children.
+func (c *Config) Effective() string { return filepath.Join(c.Run, "config.json") }
+
+// RouterNamespace is the file that the router's network namespace is bound to.
+func (c *Config) RouterNamespace() string { return filepath.Join(c.Run, "netns", "router") }
+
+// MachineDir holds what exists of one instance while it exists: bundles,
+// root file system mounts, its API socket's directory.
+func (c *Config) MachineDir(id root.InstanceID) string {
+	return filepath.Join(c.Run, "machines", string(id))
+}
+
+// LogDir holds the logs of one app's machines.
+func (c *Config) LogDir(app root.AppName) string {
+	return filepath.Join(c.Data, "logs", string(app))
+}
+
+// AdminToken is the file with the first token.
+func (c *Config) AdminToken() string { return filepath.Join(c.Data, "admin.token") }

@@ -1,0 +1,138 @@
+package roost
+
+import "time"
+
+// Service is a port of a machine that the proxy serves.
+type Service struct {
+	Protocol     string // "tcp"; "udp" is not built yet
+	InternalPort int
+	Ports        []Port
+	Concurrency  Concurrency
+	Autostop     Autostop
+	Autostart    bool
+	MinRunning   int           // floor for the primary region
+	StopAfter    time.Duration // idle time before autostop acts; DefaultStopAfter if unset
+	SuspendFor   time.Duration // a suspended machine is stopped after this; 0 never
+	Checks       []Check
+}
+
+// Port is an outside port of a service.
+type Port struct {
+	Port       int // the first, and the only one unless End is larger
+	End        int
+	Handlers   []string // "http", "tls"
+	ForceHTTPS bool
+}
+
+// Covers reports whether the port or range contains port.
+func (p Port) Covers(port int) bool {
+	return port == p.Port || port > p.Port && port <= p.End
+}
+
+// HasHandler reports whether the port lists the handler.
+func (p Port) HasHandler(name string) bool {
+	for _, h := range p.Handlers {
+		if h == name {
+			return true
+		}
+	}
+	return false
+}
+
+// Concurrency is how load on a service counts.
+type Concurrency struct {
+	Type string // "connections" or "requests"
+	Soft int    // above it others are preferred; DefaultSoftLimit if unset
+	Hard int    // never exceeded; 0 is unlimited
+}
+
+// Autostop is what happens to a machine in excess.
+type Autostop string
+
+// The values of Autostop.
+const (
+	AutostopOff     Autostop = "off"
+	AutostopStop    Autostop = "stop"
+	AutostopSuspend Autostop = "suspend"
+)
+
+// The defaults of a service.
+const (
+	DefaultSoftLimit  = 20
+	DefaultStopAfter  = 5 * time.Minute
+	DefaultSuspendFor = 24 * time.Hour
+)
+
+// PortFor returns the service's port entry that covers an outside port.
+func (s *Service) PortFor(port int) (Port, bool) {
+	for _, p := range s.Ports {
+		if p.Covers(port) {
+			return p, true
+		}
+	}
+	return Port{}, false
+}
+
+func (s *Service) validate(i int) error {
+	if s.Protocol != "tcp" {
+		return Errorf(Invalid, "config.services[%d].protocol: %q is not supported: use \"tcp\"", i, clip(s.Protocol))
+	}
+	if s.InternalPort < 1 || s.InternalPort > 65535 {
+		return Errorf(Invalid, "config.services[%d].internal_port: %d is not a port (1 to 65535)", i, s.InternalPort)
+	}
+	for j, p := range s.Ports {
+		if p.Port < 1 || p.Port > 65535 || p.End > 65535 || p.End != 0 && p.End < p.Port {
+			return Errorf(Invalid, "config.services[%d].ports[%d].port: %d is not a port (1 to 65535)", i, j, p.Port)
+		}
+		for _, h := range p.Handlers {
+			switch h {
+			case "http", "tls", "pg_tls", "proxy_proto", "tcp":
+			default:
+				return Errorf(Invalid, "config.services[%d].ports[%d].handlers: %q is not one of http, tls, pg_tls, proxy_proto", i, j, clip(h))
+			}
+		}
+		if p.ForceHTTPS && !p.HasHandler("http") {
+			return Errorf(Invalid, "config.services[%d].ports[%d].force_https needs the http handler", i, j)
+		}
+	}
+	switch s.Concurrency.Type {
+	case "connections", "requests":
+	default:
+		return Errorf(Invalid, "config.services[%d].concurrency.type: %q is not one of connections, requests", i, clip(s.Concurrency.Type))
+	}
+	if c := s.Concurrency; c.Soft < 0 || c.Hard < 0 || c.Hard > 0 && c.Soft > c.Hard {
+		return Errorf(Invalid, "config.services[%d].concurrency: soft_limit %d and hard_limit %d do not fit", i, c.Soft, c.Hard)
+	}
+	switch s.Autostop {
+	case AutostopOff, AutostopStop, AutostopSuspend:
+	default:
+		return Errorf(Invalid, "config.services[%d].autostop: %q is not one of off, stop, suspend", i, clip(string(s.Autostop)))
+	}
+	if s.MinRunning < 0 {
+		return Errorf(Invalid, "config.services[%d].min_machines_running: %d must not be negative", i, s.MinRunning)
+	}
+	if s.StopAfter < 0 || s.SuspendFor < 0 {
+		return Errorf(Invalid, "config.services[%d]: auto_stop_after and suspend_for must not be negative", i)
+	}
+	return nil
+}
+
+// Check is a health check as configured.
+type Check struct {
+	Type     string // "http" or "tcp"
+	Port     int
+	Path     string
+	Method   string
+	Interval time.Duration
+	Timeout  time.Duration
+	Grace    time.Duration
+	Headers  map[string][]string
+}
+
+// CheckResult is what a check last said.
+type CheckResult struct {
+	Name      string // "servicecheck-00-http-8080"
+	Status    string // "passing", "warning" or "critical"
+	Output    string
+	UpdatedAt time.Time
+}

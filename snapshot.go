@@ -1,0 +1,207 @@
+package roost
+
+import (
+	"iter"
+	"slices"
+	"strings"
+)
+
+// Snapshot is the cluster at one revision. It never changes; With returns the
+// next one and shares with it everything that stayed, so that a change costs
+// the same in a small cluster and in a large one.
+type Snapshot struct {
+	revision int64
+	apps     shardMap[AppName, *appEntry]
+	machines shardMap[MachineID, *Machine]
+	hosts    shardMap[HostID, *Host]
+}
+
+type appEntry struct {
+	app      *App // nil while only machines are known
+	machines []*Machine
+}
+
+// Change is one difference between two snapshots: exactly one field is set.
+type Change struct {
+	App           *App
+	Machine       *Machine
+	Host          *Host
+	AppDeleted    AppName
+	MachineGone   MachineID
+	HostForgotten HostID
+}
+
+// NewSnapshot returns the empty snapshot.
+func NewSnapshot() *Snapshot { return &Snapshot{} }
+
+// Revision is the store's revision the snapshot stands at.
+func (s *Snapshot) Revision() int64 { return s.revision }
+
+// App returns an app, or nil.
+func (s *Snapshot) App(name AppName) *App {
+	if e := s.apps.get(name); e != nil {
+		return e.app
+	}
+	return nil
+}
+
+// Machines returns an app's machines in order of their ids. The slice is
+// shared: do not change it.
+func (s *Snapshot) Machines(app AppName) []*Machine {
+	if e := s.apps.get(app); e != nil {
+		return e.machines
+	}
+	return nil
+}
+
+// Machine returns a machine, or nil.
+func (s *Snapshot) Machine(id MachineID) *Machine { return s.machines.get(id) }
+
+// Host returns a host, or nil.
+func (s *Snapshot) Host(id HostID) *Host { return s.hosts.get(id) }
+
+// Apps yields every app, in no order.
+func (s *Snapshot) Apps() iter.Seq[*App] {
+	return func(yield func(*App) bool) {
+		for e := range s.apps.all() {
+			if e.app != nil && !yield(e.app) {
+				return
+			}
+		}
+	}
+}
+
+// AllMachines yields every machine, in no order.
+func (s *Snapshot) AllMachines() iter.Seq[*Machine] { return s.machines.all() }
+
+// Hosts yields every host, in no order.
+func (s *Snapshot) Hosts() iter.Seq[*Host] { return s.hosts.all() }
+
+// With returns the snapshot that follows s at the given revision. A machine
+// whose status is older than the one in s keeps s's status.
+func (s *Snapshot) With(revision int64, changes ...Change) *Snapshot {
+	n := *s
+	n.revision = revision
+	for _, c := range changes {
+		n.apply(c)
+	}
+	return &n
+}
+
+func (s *Snapshot) apply(c Change) {
+	switch {
+	case c.App != nil:
+		e := appEntry{app: c.App, machines: s.Machines(c.App.Name)}
+		s.apps.set(c.App.Name, &e)
+	case c.Machine != nil:
+		m := c.Machine
+		if old := s.machines.get(m.ID); old != nil && m.Status.Stamp.Before(old.Status.Stamp) {
+			merged := *m
+			merged.Status = old.Status
+			m = &merged
+		}
+		s.machines.set(m.ID, m)
+		s.setAppMachines(m.App, replaceMachine(s.Machines(m.App), m))
+	case c.Host != nil:
+		s.hosts.set(c.Host.ID, c.Host)
+	case c.AppDeleted != "":
+		if ms := s.Machines(c.AppDeleted); len(ms) > 0 {
+			s.apps.set(c.AppDeleted, &appEntry{machines: ms})
+		} else {
+			s.apps.delete(c.AppDeleted)
+		}
+	case c.MachineGone != "":
+		if m := s.machines.get(c.MachineGone); m != nil {
+			s.machines.delete(m.ID)
+			s.setAppMachines(m.App, slices.DeleteFunc(slices.Clone(s.Machines(m.App)), func(o *Machine) bool { return o.ID == m.ID }))
+		}
+	case c.HostForgotten != "":
+		s.hosts.delete(c.HostForgotten)
+	}
+}
+
+func (s *Snapshot) setAppMachines(app AppName, machines []*Machine) {
+	e := appEntry{app: s.App(app), machines: machines}
+	if e.app == nil && len(machines) == 0 {
+		s.apps.delete(app)
+		return
+	}
+	s.apps.set(app, &e)
+}
+
+func replaceMachine(machines []*Machine, m *Machine) []*Machine {
+	i, found := slices.BinarySearchFunc(machines, m.ID, func(o *Machine, id MachineID) int { return strings.Compare(string(o.ID), string(id)) })
+	next := make([]*Machine, 0, len(machines)+1)
+	next = append(append(next, machines[:i]...), m)
+	if found {
+		i++
+	}
+	return append(next, machines[i:]...)
+}
+
+// shardMap is an immutable map: set and delete copy one of shardCount parts.
+type shardMap[K ~string, V any] struct {
+	shards *[shardCount]map[K]V
+}
+
+// shardCount keeps a part near 200 entries with 50,000 machines.
+const shardCount = 256
+
+func shardOf[K ~string](key K) int {
+	h := uint32(2166136261) // FNV-1a
+	for i := 0; i < len(key); i++ {
+		h = (h ^ uint32(key[i])) * 16777619
+	}
+	return int(h % shardCount)
+}
+
+func (m shardMap[K, V]) get(key K) V {
+	if m.shards == nil {
+		var zero V
+		return zero
+	}
+	return m.shards[shardOf(key)][key]
+}
+
+func (m *shardMap[K, V]) set(key K, value V) {
+	shard := m.copyShard(key, 1)
+	shard[key] = value
+}
+
+func (m *shardMap[K, V]) delete(key K) {
+	if m.shards == nil {
+		return
+	}
+	delete(m.copyShard(key, 0), key)
+}
+
+// copyShard replaces the part that holds key by a copy that may be changed.
+func (m *shardMap[K, V]) copyShard(key K, room int) map[K]V {
+	var next [shardCount]map[K]V
+	if m.shards != nil {
+		next = *m.shards
+	}
+	i := shardOf(key)
+	shard := make(map[K]V, len(next[i])+room)
+	for k, v := range next[i] {
+		shard[k] = v
+	}
+	next[i] = shard
+	m.shards = &next
+	return shard
+}
+
+func (m shardMap[K, V]) all() iter.Seq[V] {
+	return func(yield func(V) bool) {
+		if m.shards == nil {
+			return
+		}
+		for _, shard := range m.shards {
+			for _, v := range shard {
+				if !yield(v) {
+					return
+				}
+			}
+		}
+	}
+}
