@@ -1,0 +1,57 @@
+# `make help` lists the targets. Two matter to a newcomer: demo and test.
+SHELL       := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+BIN     := bin/roost
+GO      ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X github.com/roost-run/roost/internal/cli.version=$(VERSION)
+# A test that hangs is a failure within this time.
+TEST_TIMEOUT ?= 10m
+
+export CGO_ENABLED ?= 0
+
+.PHONY: help setup build demo test check lint unit e2e fuzz bench golden clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-8s %s\n", $$1, $$2}'
+
+setup: ## install missing Debian packages (says which)
+	@scripts/setup
+
+build: ## build bin/roost
+	@mkdir -p bin
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/roost
+
+demo: setup build ## install, build, and show an app that sleeps, wakes and replays
+	@$(GO) run ./e2e/demo -roost $(BIN) $(DEMO_FLAGS)
+
+test: setup check e2e ## everything: lint, unit tests with the race detector, end-to-end tests
+
+check: lint unit ## what a commit must pass
+
+lint: ## gofmt, vet and golangci-lint
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$unformatted" ]; then echo "not gofmt-ed: $$unformatted" >&2; exit 1; fi
+	$(GO) vet ./...
+	cd tools && $(GO) build -o ../bin/golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+	bin/golangci-lint run ./...
+
+unit: ## unit tests with the race detector
+	CGO_ENABLED=1 $(GO) test -race -shuffle=on -timeout $(TEST_TIMEOUT) $$($(GO) list ./... | grep -v /e2e)
+
+e2e: build ## end-to-end tests on real machines (root)
+	$(GO) test -count=1 -timeout 20m ./e2e/...
+
+FUZZTIME ?= 30s
+fuzz: ## every fuzz target for FUZZTIME
+	@scripts/fuzz $(FUZZTIME)
+
+bench: setup build ## measurements of docs/benchmarks.md
+	@scripts/bench
+
+golden: ## rewrite golden files; read the diff
+	$(GO) test ./... -run Golden -update
+
+clean: ## remove build results
+	rm -rf bin

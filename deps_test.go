@@ -1,0 +1,179 @@
+package roost_test
+
+import (
+	"encoding/json"
+	"os/exec"
+	"path"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// module is the import path of this module.
+const module = "github.com/roost-run/roost"
+
+// everywhere lists what any package may import besides the standard library.
+var everywhere = []string{
+	module, module + "/internal/metrics", module + "/internal/atomicfile", module + "/internal/ipc",
+	"golang.org/x/sync/errgroup", "golang.org/x/sync/singleflight", "golang.org/x/sync/semaphore",
+	"golang.org/x/sys/unix",
+}
+
+// arrows says which packages of this module a package may import, as folders
+// below internal/ unless they begin with a slash (then below the module). A
+// trailing /... takes in sub-packages. The reason is the table of packages in
+// docs/ARCHITECTURE.md; an arrow that is not here fails the build.
+var arrows = map[string][]string{
+	"/":           {},
+	"/machines":   {},
+	"/serverless": {"/machines"},
+	"/cmd/roost":  {"cli", "supervisor", "controlplane", "edge", "builder", "config"},
+
+	"supervisor":   {"config", "orders", "runtime/...", "network", "machinelog"},
+	"controlplane": {"config", "orders", "etcd", "state", "catalog/...", "control", "placement", "auth", "api/...", "wire", "agent", "image", "registry", "network", "machinelog", "builder", "/machines"},
+	"edge":         {"config", "orders", "catalog/...", "proxy/...", "health", "nameserver", "network"},
+
+	"atomicfile": {},
+	"ipc":        {},
+	"orders":     {},
+	"config":     {},
+	"doctor":     {"config", "runtime/...", "network"},
+
+	"etcd":          {},
+	"etcd/etcdtest": {"etcd"},
+	"state":         {},
+	"catalog":       {},
+	"catalog/feed":  {"catalog"},
+
+	"control":   {"state", "catalog", "placement", "rollout", "auth", "seal", "orders"},
+	"placement": {},
+	"auth":      {},
+	"wire":      {"/machines"},
+
+	"api":          {"api/...", "control", "catalog", "auth", "wire", "/machines"},
+	"api/machines": {"api/...", "control", "catalog", "auth", "wire", "/machines"},
+	"api/roost":    {"api/...", "control", "catalog", "auth", "wire", "/machines", "client"},
+
+	"agent":               {"config", "orders", "state", "catalog", "runtime/...", "image", "volume", "network", "seal", "machinelog"},
+	"runtime":             {},
+	"runtime/runc":        {"runtime", "runtime/cgroup"},
+	"runtime/cgroup":      {"runtime"},
+	"runtime/swap":        {},
+	"runtime/bundle":      {"runtime"},
+	"runtime/runtimetest": {"runtime", "runtime/..."},
+	"image":               {},
+	"network":             {},
+	"machinelog":          {},
+
+	"proxy":          {"catalog", "certs/serve", "health", "proxy/..."},
+	"proxy/route":    {},
+	"proxy/balance":  {"proxy/route"},
+	"proxy/replay":   {},
+	"proxy/wake":     {},
+	"proxy/autostop": {"proxy/balance"},
+	"proxy/statics":  {},
+	"health":         {},
+	"nameserver":     {"catalog"},
+	"metrics":        {},
+
+	"registry":         {"image", "auth"},
+	"builder":          {"builder/...", "image", "config"},
+	"builder/gobuild":  {"image"},
+	"client":           {"/machines"},
+	"cli":              {"cli/term", "client", "/machines", "appconfig", "config", "doctor"},
+	"cli/term":         {},
+	"/examples/store":  {"/serverless", "/machines"},
+	"/e2e/story":       {"/machines"},
+	"/e2e/demo":        {"/e2e/story"},
+	"/e2e/real":        {"/machines"},
+	"/e2e/compat":      {"/machines"},
+	"/e2e/bench":       {"/machines", "/e2e/story"},
+	"/e2e":             {},
+	"/e2e/story/probe": {},
+}
+
+// libraries that only the named packages may import: the package that owns a
+// library hides it from the others.
+var owned = map[string][]string{
+	"go.etcd.io/etcd/server":           {"etcd", "etcd/etcdtest"},
+	"go.etcd.io/etcd/client":           {"etcd", "etcd/etcdtest", "state", "controlplane"},
+	"github.com/containerd/containerd": {"image", "builder", "builder/gobuild", "registry", "runtime/bundle"},
+	"github.com/containerd/go-runc":    {"runtime/runc", "supervisor"},
+	"github.com/vishvananda/netlink":   {"network"},
+	"github.com/google/nftables":       {"network"},
+	"github.com/miekg/dns":             {"nameserver"},
+	"github.com/spf13/cobra":           {"cli"},
+	"modernc.org/sqlite":               {"/examples/store"},
+}
+
+type goPackage struct {
+	ImportPath string
+	Imports    []string
+	Standard   bool
+}
+
+// TestArrows keeps the direction of dependencies: every package stands in the
+// table, and imports nothing that its row does not name.
+func TestArrows(t *testing.T) {
+	for _, p := range listPackages(t) {
+		name := short(p.ImportPath)
+		allowed, known := arrows[name]
+		if !known {
+			t.Errorf("%s is not in the table of packages: add its row here and in docs/ARCHITECTURE.md", name)
+			continue
+		}
+		for _, imp := range p.Imports {
+			if strings.HasPrefix(imp, module) && !slices.Contains(everywhere, imp) && !matchesAny(short(imp), allowed) {
+				t.Errorf("%s imports %s, which its row does not allow", name, short(imp))
+			}
+			for lib, owners := range owned {
+				if (imp == lib || strings.HasPrefix(imp, lib+"/")) && !slices.Contains(owners, name) {
+					t.Errorf("%s imports %s, which belongs to %v", name, imp, owners)
+				}
+			}
+			if (name == "/" || name == "/machines") && strings.Contains(strings.SplitN(imp, "/", 2)[0], ".") {
+				t.Errorf("%s imports %s, but takes the standard library only", name, imp)
+			}
+		}
+	}
+}
+
+func listPackages(t *testing.T) []goPackage {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "go", "list", "-json=ImportPath,Imports,Standard", "./...").Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	var pkgs []goPackage
+	dec := json.NewDecoder(strings.NewReader(string(out)))
+	for dec.More() {
+		var p goPackage
+		if err := dec.Decode(&p); err != nil {
+			t.Fatal(err)
+		}
+		pkgs = append(pkgs, p)
+	}
+	if len(pkgs) < 5 {
+		t.Fatalf("go list found %d packages: something is wrong with this test", len(pkgs))
+	}
+	return pkgs
+}
+
+// short returns "state" for internal/state, "/machines" for a public package
+// and "/" for the root.
+func short(importPath string) string {
+	rest := strings.TrimPrefix(strings.TrimPrefix(importPath, module), "/")
+	if internal, ok := strings.CutPrefix(rest, "internal/"); ok {
+		return internal
+	}
+	return "/" + rest
+}
+
+func matchesAny(name string, patterns []string) bool {
+	return slices.ContainsFunc(patterns, func(p string) bool {
+		if tree, ok := strings.CutSuffix(p, "/..."); ok {
+			return name == tree || strings.HasPrefix(name, tree+"/")
+		}
+		return name == path.Clean(p)
+	})
+}
