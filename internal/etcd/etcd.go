@@ -1,0 +1,234 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/url"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/storage/wal"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	root "github.com/roost-run/roost"
+)
+
+const (
+	// tick is the heartbeat: with 100 ms an idle member uses 0.2-0.4 % of a
+	// core, with etcd's usual 10 ms for fast elections 1.4 %.
+	tick = 100 * time.Millisecond
+	// election is the time without leader after which a member stands; a lone
+	// voter waits a part of it at each start. Five ticks are etcd's minimum.
+	election = 500 * time.Millisecond
+	// openTimeout bounds the start: replaying the log of a large cluster on a
+	// slow disk takes seconds, a minute means that something is broken.
+	openTimeout = time.Minute
+	// closeTimeout bounds a clean stop.
+	closeTimeout = 10 * time.Second
+
+	// A snapshot of the raft log every 5,000 writes, and few entries kept after
+	// it, bound memory and the time of the next start.
+	snapshotCount  = 5000
+	catchUpEntries = 500
+	// walSegment is the size of one file of the log, allocated in advance;
+	// etcd's default of 64 MB is most of a small data directory.
+	walSegment = 16 << 20
+	// quota is the size at which the backend refuses writes (alarm NOSPACE).
+	quota = 1 << 30
+	// maxRequest bounds one transaction: the largest is a machine config with files.
+	maxRequest = 8 << 20
+
+	memberName = "roost"
+)
+
+// Options say where a member lives.
+type Options struct {
+	Dir    string // durable data
+	Socket string // directory of the unix socket; made with mode 0700
+	Log    *slog.Logger
+}
+
+// Member is a running member with a client. It is safe for concurrent use.
+type Member struct {
+	o      Options
+	log    *slog.Logger
+	server *embed.Etcd
+	client *clientv3.Client
+	lock   *os.File
+
+	stop context.CancelFunc
+	done chan struct{} // closed when the maintenance goroutine has returned
+
+	fsync     atomic.Int64 // nanoseconds, see FsyncTime
+	fsyncSeen fsyncCounter // owned by the maintenance goroutine after Open
+
+	closeOnce sync.Once
+	closeErr  error
+}
+
+// segmentOnce sets etcd's package variable before any member starts.
+var segmentOnce sync.Once
+
+// Open starts the member on o.Dir, creating the directory at the first start,
+// and returns when it serves. A directory that another process holds gives
+// kind Conflict; one that cannot be read, the cause with what to do.
+func Open(ctx context.Context, o Options) (_ *Member, err error) {
+	segmentOnce.Do(func() { wal.SegmentSizeBytes = walSegment })
+	m := &Member{o: o, log: o.Log, done: make(chan struct{})}
+	defer func() {
+		if err != nil {
+			close(m.done)
+			err = errors.Join(err, m.Close())
+		}
+	}()
+	for _, dir := range []string{o.Dir, o.Socket} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("open state directory: %w", err)
+		}
+	}
+	if m.lock, err = lockDir(o.Dir); err != nil {
+		return nil, err
+	}
+	if m.server, err = embed.StartEtcd(m.config()); err != nil {
+		return nil, &root.Error{Kind: root.Unavailable, Message: "the state in " + o.Dir + " cannot be opened; keep the directory, see the log, and restore the last snapshot if its files are damaged", Err: err}
+	}
+	wait, cancel := context.WithTimeoutCause(ctx, openTimeout, fmt.Errorf("etcd did not become ready within %s", openTimeout))
+	defer cancel()
+	select {
+	case <-m.server.Server.ReadyNotify():
+	case err := <-m.server.Err():
+		return nil, fmt.Errorf("start etcd: %w", err)
+	case <-wait.Done():
+		return nil, fmt.Errorf("start etcd: %w", context.Cause(wait))
+	}
+	if m.client, err = m.connect(); err != nil {
+		return nil, err
+	}
+	if _, err := m.client.Get(wait, "\x00", clientv3.WithCountOnly()); err != nil {
+		return nil, fmt.Errorf("start etcd: first read: %w", err)
+	}
+	m.measureFsync()
+	run, stop := context.WithCancel(context.WithoutCancel(ctx))
+	m.stop = stop
+	go func() {
+		defer close(m.done)
+		m.maintain(run)
+	}()
+	return m, nil
+}
+
+func (m *Member) config() *embed.Config {
+	c := embed.NewConfig()
+	c.Name = memberName
+	c.Dir = filepath.Join(m.o.Dir, "member-data")
+	c.TickMs = uint(tick.Milliseconds())
+	c.ElectionMs = uint(election.Milliseconds())
+	c.SnapshotCount = snapshotCount
+	c.SnapshotCatchUpEntries = catchUpEntries
+	c.MaxSnapFiles = 2
+	c.MaxWalFiles = 2
+	c.QuotaBackendBytes = quota
+	c.MaxRequestBytes = maxRequest
+	c.EnableGRPCGateway = false
+	c.StrictReconfigCheck = true
+
+	// A lone voter has no peers: it listens for none, and its address is only
+	// a name, which must not change when directories move.
+	peer := url.URL{Scheme: "unix", Host: memberName}
+	c.ListenPeerUrls = nil
+	c.AdvertisePeerUrls = []url.URL{peer}
+	c.InitialCluster = memberName + "=" + peer.String()
+	c.ListenClientUrls = []url.URL{{Scheme: "unix", Path: m.socket()}}
+	c.AdvertiseClientUrls = c.ListenClientUrls
+
+	c.LogLevel = "warn"
+	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(&slogCore{log: m.log}))
+	return c
+}
+
+func (m *Member) socket() string { return filepath.Join(m.o.Socket, "etcd.sock") }
+
+func (m *Member) connect() (*clientv3.Client, error) {
+	c, err := clientv3.New(clientv3.Config{
+		Endpoints:          []string{"unix://" + m.socket()},
+		Logger:             zap.New(&slogCore{log: m.log}),
+		MaxCallSendMsgSize: maxRequest + 1<<20,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("connect to etcd: %w", err)
+	}
+	return c, nil
+}
+
+// Client returns the member's client; it lives as long as the member.
+func (m *Member) Client() *clientv3.Client { return m.client }
+
+// Stopped is closed when the member has stopped by itself, which nothing
+// mends but a new process.
+func (m *Member) Stopped() <-chan struct{} { return m.server.Server.StopNotify() }
+
+// Close stops the member after what it has accepted is on disk.
+func (m *Member) Close() error {
+	m.closeOnce.Do(func() {
+		if m.stop != nil {
+			m.stop()
+		}
+		<-m.done
+		if m.client != nil {
+			if err := m.client.Close(); !errors.Is(err, context.Canceled) {
+				m.closeErr = err
+			}
+		}
+		if m.server != nil {
+			m.server.Close()
+			select {
+			case <-m.server.Server.StopNotify():
+			case <-time.After(closeTimeout):
+				m.closeErr = errors.Join(m.closeErr, fmt.Errorf("etcd did not stop within %s", closeTimeout))
+			}
+		}
+		if m.lock != nil {
+			m.closeErr = errors.Join(m.closeErr, m.lock.Close())
+		}
+	})
+	return m.closeErr
+}
+
+// Snapshot writes a consistent copy of everything to w; Restore reads it.
+func (m *Member) Snapshot(ctx context.Context, w io.Writer) error {
+	r, err := m.client.Snapshot(ctx)
+	if err != nil {
+		return fmt.Errorf("snapshot: %w", err)
+	}
+	_, err = io.Copy(w, r)
+	if err = errors.Join(err, r.Close()); err != nil {
+		return fmt.Errorf("snapshot: %w", err)
+	}
+	return nil
+}
+
+// lockDir takes the directory for this process. The lock goes with the
+// process, so a crash leaves none.
+func lockDir(dir string) (*os.File, error) {
+	name := filepath.Join(dir, "lock")
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock state directory: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			err = root.Errorf(root.Conflict, "the state in %s is in use by another roost process; stop that one first, or choose another data directory", dir)
+		}
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
