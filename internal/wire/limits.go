@@ -1,0 +1,121 @@
+package wire
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+
+	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/machines"
+)
+
+// refuse names the first member whose silent loss would cost data or meaning.
+func refuse(c *machines.Config) error {
+	no := func(member, why string) error {
+		return &root.Error{Kind: root.Unimplemented, Code: "unsupported_field",
+			Message: fmt.Sprintf("%s is not supported yet: %s", member, why)}
+	}
+	switch {
+	case len(c.Mounts) > 0:
+		return no("config.mounts", "what the app writes there would be lost; remove it, or keep data in an app outside")
+	case given(c.Containers):
+		return no("config.containers", "run one image per machine (config.image)")
+	case given(c.Volumes):
+		return no("config.volumes", "it belongs to containers; remove it")
+	case len(c.Standbys) > 0:
+		return no("config.standbys", "nothing would start this machine in place of the others; remove it")
+	case c.Schedule != "":
+		return no("config.schedule", "nothing would start this machine on schedule; remove it and start it from outside")
+	case given(c.Spot):
+		return no("config.spot", "there are no spot prices here; remove it")
+	case len(c.Processes) > 1:
+		return no("config.processes", "run one process per machine; keep one entry")
+	case c.Guest != nil && (c.Guest.GPUs > 0 || c.Guest.GPUKind != ""):
+		return no("config.guest.gpus", "this platform has none; remove gpus and gpu_kind")
+	}
+	for i, s := range c.Services {
+		if s.Protocol == "udp" {
+			return no(fmt.Sprintf("config.services[%d].protocol \"udp\"", i), "use \"tcp\"")
+		}
+	}
+	for i, p := range c.Processes {
+		switch {
+		case given(p.Secrets):
+			return no(fmt.Sprintf("config.processes[%d].secrets", i), "put the values into env")
+		case given(p.EnvFrom):
+			return no(fmt.Sprintf("config.processes[%d].env_from", i), "the process finds FLY_MACHINE_ID, FLY_APP_NAME, FLY_REGION, FLY_IMAGE_REF and FLY_PRIVATE_IP in its environment")
+		}
+	}
+	for i, f := range c.Files {
+		if f.SecretName != nil && *f.SecretName != "" {
+			return no(fmt.Sprintf("config.files[%d].secret_name", i), "send the content as raw_value")
+		}
+	}
+	return nil
+}
+
+// given reports whether an undecoded member says anything.
+func given(raw json.RawMessage) bool {
+	switch string(raw) {
+	case "", "null", "[]", "{}", `""`:
+		return false
+	}
+	return true
+}
+
+// warnings lists the members that are kept and read back but not acted upon.
+func warnings(c *machines.Config) []string {
+	var list []string
+	warn := func(member, meaning string) {
+		if line := member + " is kept but not acted upon yet: " + meaning; !slices.Contains(list, line) {
+			list = append(list, line)
+		}
+	}
+	for i, s := range c.Services {
+		for j, p := range s.Ports {
+			at := fmt.Sprintf("config.services[%d].ports[%d]", i, j)
+			switch {
+			case slices.Contains(p.Handlers, "tls") || slices.Contains(p.Handlers, "pg_tls"):
+				warn(at+".handlers", "TLS is not terminated, the port answers plain HTTP only where the host listens on it")
+			case !slices.Contains(p.Handlers, "http"):
+				warn(at, "only ports with the http handler are served")
+			case slices.Contains(p.Handlers, "proxy_proto"):
+				warn(at+".handlers", "no PROXY header is sent")
+			}
+			if p.ForceHTTPS {
+				warn(at+".force_https", "plain requests are not redirected")
+			}
+			if given(p.HTTPOptions) {
+				warn(at+".http_options", "responses pass as they are")
+			}
+		}
+		if len(s.Checks) > 0 {
+			warn(fmt.Sprintf("config.services[%d].checks", i), "a machine takes requests as soon as its port accepts connections")
+		}
+	}
+	if len(c.Checks) > 0 {
+		warn("config.checks", "the checks are not run")
+	}
+	if len(c.Statics) > 0 {
+		warn("config.statics", "such requests go to the app")
+	}
+	if c.Metrics != nil {
+		warn("config.metrics", "they are not scraped")
+	}
+	if d := c.DNS; d != nil && given(d.ForwardRules) {
+		warn("config.dns.dns_forward_rules", "names go to the usual servers")
+	}
+	if g := c.Guest; g != nil && (g.MaxMemoryMB != 0 || g.HostDedicationID != "" || len(g.KernelArgs) > 0 || len(g.RequiredHostFeatures) > 0) {
+		warn("config.guest", "max_memory_mb, host_dedication_id, kernel_args and required_host_features have no effect")
+	}
+	if len(c.Init.KernelArgs) > 0 {
+		warn("config.init.kernel_args", "machines share the host's kernel")
+	}
+	if c.RootFS != nil && c.RootFS.SizeGB != 0 {
+		warn("config.rootfs.size_gb", "the root file system is as large as the host's disk")
+	}
+	if given(c.CacheDrive) {
+		warn("config.cache_drive", "there is none")
+	}
+	return list
+}
