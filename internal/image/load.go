@@ -1,0 +1,194 @@
+package image
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/images/archive"
+	"github.com/containerd/errdefs"
+	"github.com/oklog/ulid/v2"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	root "github.com/roost-run/roost"
+)
+
+// Load stores the images of an archive, OCI layout or "docker save", plain or
+// compressed, under the names it carries; as, if not empty, names the only
+// image in it. Each is unpacked, which checks every layer. An archive that is
+// damaged, holds no image for this host, or has layers that point out of their
+// root file system gives Invalid and leaves nothing.
+func (s *Store) Load(ctx context.Context, r io.Reader, as string) (loaded []root.Image, err error) {
+	var asRef ref
+	if as != "" {
+		if asRef, err = parseRef(as); err != nil {
+			return nil, err
+		}
+		if asRef.domain == "" || asRef.digest != "" {
+			return nil, root.Errorf(root.Invalid, "%q cannot name a loaded image: write repository[:tag]", clip(as))
+		}
+	}
+	ctx, done, err := s.Flight(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		done()
+		if err != nil {
+			err = errors.Join(err, s.collectGarbage(context.WithoutCancel(ctx)))
+		}
+	}()
+	plain, err := decompress(r)
+	if err != nil {
+		return nil, &root.Error{Kind: root.Invalid, Message: "the archive cannot be read", Err: err}
+	}
+	defer plain.Close()
+	// Blobs are written under the names they have in the archive. Two loads
+	// must not meet there, and none may go on where a broken one ended.
+	top, err := archive.ImportIndex(ctx, prefixed{s.content, "load-" + ulid.Make().String() + "-"}, plain)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		return nil, &root.Error{Kind: root.Invalid, Message: "the archive is damaged, or neither an OCI layout nor made by \"docker save\"", Err: err}
+	}
+	entries, err := s.entries(ctx, top)
+	if err != nil {
+		return nil, err
+	}
+	named := map[ref]ocispec.Descriptor{}
+	var order []ref
+	for _, e := range entries {
+		names, err := e.names(asRef)
+		if err != nil {
+			return nil, err
+		}
+		for _, n := range names {
+			if have, ok := named[n]; ok && have.Digest != e.desc.Digest {
+				return nil, root.Errorf(root.Invalid, "the archive holds several images; load it without a name, or each alone")
+			}
+			if _, ok := named[n]; !ok {
+				order = append(order, n)
+			}
+			named[n] = e.desc
+		}
+	}
+	if len(order) == 0 {
+		return nil, root.Errorf(root.Invalid, "the archive does not say what its image is called: give a name, for example \"shop:1\"")
+	}
+	for _, n := range order {
+		m, err := s.manifestOf(ctx, n, named[n])
+		if err != nil {
+			return nil, damaged(err)
+		}
+		img, err := s.describe(ctx, n, m)
+		if err != nil {
+			return nil, damaged(err)
+		}
+		if _, err := s.unpacked(ctx, img.Digest); err != nil {
+			return nil, err
+		}
+		loaded = append(loaded, img)
+	}
+	for _, n := range order {
+		if err := s.name(ctx, n, named[n]); err != nil {
+			return nil, err
+		}
+	}
+	return loaded, nil
+}
+
+// damaged turns the absence of a part into the archive's fault.
+func damaged(err error) error {
+	if errdefs.IsNotFound(err) || root.IsKind(err, root.NotFound) {
+		return &root.Error{Kind: root.Invalid, Message: "the archive is damaged: a part of the image is missing", Err: err}
+	}
+	return err
+}
+
+// entry is one image of an archive, with what the archive calls it.
+type entry struct {
+	desc ocispec.Descriptor
+	name string // "docker.io/library/debian:12", or a bare tag, or nothing
+}
+
+func (e entry) names(as ref) ([]ref, error) {
+	if as.domain != "" {
+		return []ref{as}, nil
+	}
+	if e.name == "" {
+		return nil, nil
+	}
+	r, err := parseRef(e.name)
+	if err != nil {
+		return nil, err
+	}
+	return []ref{r}, nil
+}
+
+// entries lists the images in the index of an archive.
+func (s *Store) entries(ctx context.Context, top ocispec.Descriptor) ([]entry, error) {
+	var idx ocispec.Index
+	if err := s.readJSON(ctx, top, &idx); err != nil {
+		return nil, damaged(err)
+	}
+	var all []entry
+	unnamed := false
+	for _, d := range idx.Manifests {
+		if !images.IsManifestType(d.MediaType) && !images.IsIndexType(d.MediaType) {
+			continue
+		}
+		name := d.Annotations[images.AnnotationImageName]
+		if name == "" {
+			// By the specification a full name, in practice often only a tag.
+			if n := d.Annotations[ocispec.AnnotationRefName]; bytes.ContainsAny([]byte(n), "/:") {
+				name = n
+			}
+		}
+		unnamed = unnamed || name == ""
+		d.Annotations = nil
+		all = append(all, entry{desc: d, name: name})
+	}
+	if len(all) == 0 {
+		return nil, root.Errorf(root.Invalid, "the archive holds no image")
+	}
+	if unnamed && len(all) > 1 {
+		// One image for several platforms, written without an inner index.
+		best, offered, err := s.pick(ctx, idx.Manifests)
+		if err != nil {
+			return nil, damaged(err)
+		}
+		if best == nil {
+			return nil, s.wrongPlatform(ref{domain: "archive", path: "image"}, offered)
+		}
+		return []entry{{desc: *best}}, nil
+	}
+	return all, nil
+}
+
+// prefixed is a content store whose half-made blobs have names of their own.
+type prefixed struct {
+	content.Store
+	prefix string
+}
+
+func (p prefixed) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
+	var o content.WriterOpts
+	for _, opt := range opts {
+		if err := opt(&o); err != nil {
+			return nil, err
+		}
+	}
+	if o.Ref == "" {
+		return nil, fmt.Errorf("write blob without reference: %w", errdefs.ErrInvalidArgument)
+	}
+	return p.Store.Writer(ctx, content.WithRef(p.prefix+o.Ref), content.WithDescriptor(o.Desc))
+}
+
+func (p prefixed) Abort(ctx context.Context, ref string) error {
+	return p.Store.Abort(ctx, p.prefix+ref)
+}
