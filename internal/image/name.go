@@ -2,7 +2,6 @@ package image
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -21,7 +20,7 @@ import (
 // registry that it belongs to: whoever may read one of them may read it.
 func (s *Store) labelSource() string { return "containerd.io/distribution.source." + s.Registry() }
 
-// select_ returns the manifest for this host's platform that top stands for:
+// manifestOf returns the manifest for this host's platform that top stands for:
 // top itself, or an entry of the index top.
 func (s *Store) manifestOf(ctx context.Context, r ref, top ocispec.Descriptor) (ocispec.Descriptor, error) {
 	var doc struct {
@@ -216,11 +215,14 @@ func (s *Store) describe(ctx context.Context, r ref, m ocispec.Descriptor) (root
 	return img, nil
 }
 
-// remove forgets a name, if it still means what the caller saw.
+// forget removes a name, if it still means what the caller saw.
 func (s *Store) forget(ctx context.Context, img images.Image) error {
 	err := s.images.Delete(ctx, img.Name, images.DeleteTarget(&img.Target))
-	if errors.Is(err, errdefs.ErrNotFound) {
-		return nil
+	if err != nil && !errdefs.IsNotFound(err) {
+		return err
 	}
-	return err
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.used, img.Name)
+	return nil
 }

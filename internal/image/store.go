@@ -22,6 +22,7 @@ import (
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"github.com/containerd/platforms"
 	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -122,6 +123,7 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	quiet()
 	if o.Root, err = filepath.Abs(o.Root); err != nil {
 		return nil, fmt.Errorf("open image store: %w", err)
 	}
@@ -179,6 +181,10 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	}
 	return s, nil
 }
+
+// quiet silences what containerd's packages say to their process-wide logger
+// below errors: what fails is returned to us, and reported once, there.
+var quiet = sync.OnceFunc(func() { _ = log.SetLevel("error") })
 
 // Close ends unpacks in progress and closes the databases. Mounts stay.
 func (s *Store) Close() error {
