@@ -99,3 +99,13 @@ func MessageOf(err error) string {
 	}
 	return "internal error"
 }
+
+// CodeOf returns the code of the first Error in err's chain that has one, or "".
+func CodeOf(err error) string {
+	for e, ok := errors.AsType[*Error](err); ok; e, ok = errors.AsType[*Error](e.Err) {
+		if e.Code != "" {
+			return e.Code
+		}
+	}
+	return ""
+}
