@@ -2,6 +2,7 @@ package roost
 
 import (
 	"iter"
+	"reflect"
 	"slices"
 	"strings"
 )
@@ -86,6 +87,70 @@ func (s *Snapshot) With(revision int64, changes ...Change) *Snapshot {
 		n.apply(c)
 	}
 	return &n
+}
+
+// Since returns the changes that lead from old to s, in no order. Parts that
+// both share cost nothing.
+func (s *Snapshot) Since(old *Snapshot) []Change {
+	var changes []Change
+	since(old.machines, s.machines, func(id MachineID, m, was *Machine) {
+		if m == nil {
+			changes = append(changes, Change{MachineGone: id})
+		} else if m != was {
+			changes = append(changes, Change{Machine: m})
+		}
+	})
+	since(old.apps, s.apps, func(name AppName, e, was *appEntry) {
+		switch {
+		case e != nil && e.app != nil:
+			if was == nil || was.app != e.app {
+				changes = append(changes, Change{App: e.app})
+			}
+		case was != nil && was.app != nil:
+			changes = append(changes, Change{AppDeleted: name})
+		}
+	})
+	since(old.hosts, s.hosts, func(id HostID, h, was *Host) {
+		if h == nil {
+			changes = append(changes, Change{HostForgotten: id})
+		} else if h != was {
+			changes = append(changes, Change{Host: h})
+		}
+	})
+	return changes
+}
+
+// since calls f with every key of either map whose values may differ; the
+// missing one is nil.
+func since[K ~string, V any](old, now shardMap[K, *V], f func(key K, now, old *V)) {
+	for i := range shardCount {
+		o, n := old.shard(i), now.shard(i)
+		if sameMap(o, n) {
+			continue
+		}
+		for k, v := range n {
+			if w := o[k]; w != v {
+				f(k, v, w)
+			}
+		}
+		for k, w := range o {
+			if _, ok := n[k]; !ok {
+				f(k, nil, w)
+			}
+		}
+	}
+}
+
+// sameMap reports whether a and b are one map.
+func sameMap[K comparable, V any](a, b map[K]V) bool {
+	return reflect.ValueOf(a).Pointer() == reflect.ValueOf(b).Pointer()
+}
+
+func (m shardMap[K, V]) shard(i int) map[K]V {
+	if m.shards == nil {
+		return nil
+	}
+	return m.shards[i]
 }
 
 func (s *Snapshot) apply(c Change) {
