@@ -1,0 +1,434 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/internal/network"
+	"github.com/roost-run/roost/internal/orders"
+	"github.com/roost-run/roost/internal/runtime/bundle"
+)
+
+// instance is one version of a machine on this host: its directory, its place
+// in the network, and its boots. The machine's goroutine owns it until it is
+// retired; then the goroutine that sees it off does.
+type instance struct {
+	machine   *root.Machine // as of the version: spec, app, name
+	network   uint32
+	image     ocispec.Image
+	phase     orders.Phase
+	stamp     root.Stamp
+	last      uint64 // number of the newest boot prepared
+	running   uint64 // number of the boot in use, 0 none
+	next      bool   // boot number last is prepared and not used yet
+	staged    bool   // the supervisor knows it
+	furnished bool   // network and directories are there, image is read
+	problem   string // why boot number last cannot run
+	exit      *orders.Exit
+	failure   string // Error of the newest failed or exited entry
+}
+
+func (i *instance) id() root.InstanceID { return i.machine.Spec.Instance }
+
+func (i *instance) container(n uint64) string {
+	return strings.ToLower(string(i.id())) + "-" + strconv.FormatUint(n, 10)
+}
+
+// note takes over what an entry says about the instance itself.
+func (i *instance) note(e orders.Entry) {
+	if !i.stamp.Before(e.Stamp) {
+		return
+	}
+	i.stamp = e.Stamp
+	if p := orders.PhaseAfter(e.Type); p != "" {
+		i.phase = p
+	}
+	switch e.Type {
+	case orders.EntryStarting, orders.EntryStarted:
+		i.running = e.Number
+		if e.Number >= i.last {
+			i.next = false
+		}
+	case orders.EntryFailed, orders.EntryExited:
+		i.running = 0
+		i.exit, i.failure = e.Exit, e.Error
+		if e.Number >= i.last {
+			i.next = false
+		}
+	}
+}
+
+func (a *Agent) attachment(i *instance) network.Attachment {
+	s := i.machine.Spec
+	return network.Attachment{
+		Namespace: a.namespace(i.id()),
+		Interface: network.InterfaceFor(s.Address.Index),
+		IPv4:      s.Address.IPv4,
+		IPv6:      s.Address.IPv6,
+		NetworkID: i.network,
+	}
+}
+
+func (a *Agent) namespace(id root.InstanceID) string {
+	return filepath.Join(a.o.Config.Run, "netns", string(id))
+}
+
+func (a *Agent) bootDir(id root.InstanceID, n uint64) string {
+	return filepath.Join(a.o.Config.MachineDir(id), strconv.FormatUint(n, 10))
+}
+
+// rootfs is where a boot's root file system is mounted, and under which key: a
+// persistent one serves all boots of the instance.
+func (a *Agent) rootfs(i *instance, n uint64) (key, target string) {
+	if i.persistent() {
+		return strings.ToLower(string(i.id())) + "-rootfs", filepath.Join(a.o.Config.MachineDir(i.id()), "rootfs")
+	}
+	return i.container(n), filepath.Join(a.bootDir(i.id(), n), "rootfs")
+}
+
+func (i *instance) persistent() bool {
+	p := i.machine.Spec.Config.Persist
+	return p == root.PersistRestart || p == root.PersistAlways
+}
+
+// stage makes a version ready to run: network and first boot. On an error
+// nothing of it is left. An error of kind Invalid is the config's fault.
+func (a *Agent) stage(ctx context.Context, m *root.Machine) (_ *instance, err error) {
+	i := &instance{machine: m, phase: orders.PhaseStopped}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, a.discard(context.WithoutCancel(ctx), i))
+		}
+	}()
+	if err := a.prepare(ctx, i); err != nil {
+		return nil, err
+	}
+	if i.problem != "" {
+		return nil, root.Errorf(root.Invalid, "%s", i.problem)
+	}
+	return i, nil
+}
+
+// furnish makes what all boots of an instance share. It is idempotent.
+func (a *Agent) furnish(ctx context.Context, i *instance) error {
+	app := a.o.Catalog.Snapshot().App(i.machine.App)
+	if app == nil {
+		return root.Errorf(root.NotFound, "app %q not found", i.machine.App)
+	}
+	i.network = app.NetworkID
+	img, err := a.o.Images.Config(ctx, i.machine.Spec.Image.Digest)
+	if err != nil {
+		return fmt.Errorf("read image %s: %w", i.machine.Spec.Image.Ref(), err)
+	}
+	i.image = img
+	dir := a.o.Config.MachineDir(i.id())
+	if err := os.MkdirAll(filepath.Join(dir, "api"), 0o755); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(a.namespace(i.id())), 0o755); err != nil {
+		return err
+	}
+	if err := a.o.Network.Attach(ctx, a.attachment(i)); err != nil {
+		return fmt.Errorf("attach %s to the network: %w", i.machine.ID, err)
+	}
+	i.furnished = true
+	return nil
+}
+
+// prepare makes the next boot and hands it to the supervisor. A boot that
+// cannot run because of the config is handed over too, with its Problem.
+func (a *Agent) prepare(ctx context.Context, i *instance) (err error) {
+	n := i.last + 1
+	m := i.machine
+	c := m.Spec.Config
+	dir := a.bootDir(i.id(), n)
+	key, rootfs := a.rootfs(i, n)
+	if !i.furnished {
+		if err := a.furnish(ctx, i); err != nil {
+			return err
+		}
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("prepare boot %d of %s: %w", n, m.ID, err), a.cleanBoot(context.WithoutCancel(ctx), i, n))
+		}
+	}()
+	for _, d := range []string{dir, rootfs} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return err
+		}
+	}
+	if err := a.o.Images.Mount(ctx, key, m.Spec.Image.Digest, rootfs); err != nil {
+		return err
+	}
+	proc, problem, err := a.fill(ctx, i, n, rootfs)
+	if err != nil {
+		return err
+	}
+	boot := orders.Boot{
+		Machine: m.ID, App: m.App, Instance: i.id(), Generation: m.Spec.Generation,
+		Number: n, Container: i.container(n), Bundle: dir,
+		IPv4: m.Spec.Address.IPv4, IPv6: m.Spec.Address.IPv6, Interface: network.InterfaceFor(m.Spec.Address.Index),
+		Stop: c.Stop, Memory: c.Guest.Memory, Swap: c.Swap, TTY: c.Init.TTY,
+		Command: strings.Join(proc.Args, " "), Problem: problem,
+	}
+	// The answer's stamp is not taken over: entries before it may be under way.
+	if _, err := a.o.Supervisor.Prepare(ctx, boot); err != nil {
+		return err
+	}
+	i.last, i.next, i.problem, i.staged = n, true, problem, true
+	return nil
+}
+
+// fill writes a boot's files and its bundle. The problem is what the user has
+// to mend.
+func (a *Agent) fill(ctx context.Context, i *instance, n uint64, rootfs string) (_ bundle.Process, problem string, _ error) {
+	m := i.machine
+	c := m.Spec.Config
+	dir := a.bootDir(i.id(), n)
+	files, err := a.files(ctx, c.Files)
+	if err == nil {
+		err = bundle.WriteFiles(rootfs, files)
+	}
+	var proc bundle.Process
+	if err == nil {
+		proc, err = bundle.Resolve(rootfs, c, i.image.Config)
+	}
+	if err != nil {
+		if k := root.KindOf(err); k != root.Invalid && k != root.NotFound {
+			return proc, "", err
+		}
+		problem = root.MessageOf(err)
+	}
+	resolv, hosts := filepath.Join(dir, "resolv.conf"), filepath.Join(dir, "hosts")
+	if err := os.WriteFile(resolv, resolvConf(c.DNS), 0o644); err != nil {
+		return proc, "", err
+	}
+	if err := os.WriteFile(hosts, hostsFile(rootfs, m), 0o644); err != nil {
+		return proc, "", err
+	}
+	if problem != "" {
+		return proc, problem, nil // never started: a bundle would not be read
+	}
+	err = bundle.Write(dir, bundle.Spec{
+		Container:  i.container(n),
+		Hostname:   hostname(m),
+		CgroupPath: a.o.CgroupPath(i.container(n)),
+		Rootfs:     rootfs,
+		NetNS:      a.namespace(i.id()),
+		Image:      i.image.Config,
+		Config:     c,
+		Env:        platformEnv(m),
+		APIDir:     filepath.Join(a.o.Config.MachineDir(i.id()), "api"),
+		ResolvConf: resolv, HostsFile: hosts,
+		Memory: c.Guest.Memory, Swap: c.Swap,
+		CPUShares: bundle.Shares(c.Guest),
+		Init:      a.o.Init, LXCFS: a.o.LXCFS,
+	})
+	if root.IsKind(err, root.Invalid) {
+		return proc, root.MessageOf(err), nil
+	}
+	return proc, "", err
+}
+
+// files fills in the contents that are another image's configuration.
+func (a *Agent) files(ctx context.Context, files []root.File) ([]root.File, error) {
+	out := files
+	for n, f := range files {
+		if f.ImageConfig == "" {
+			continue
+		}
+		img, err := a.o.Images.Resolve(ctx, f.ImageConfig)
+		if err != nil {
+			return nil, err
+		}
+		conf, err := a.o.Images.Config(ctx, img.Digest)
+		if err != nil {
+			return nil, err
+		}
+		data, err := json.Marshal(conf)
+		if err != nil {
+			return nil, err
+		}
+		if &out[0] == &files[0] {
+			out = append([]root.File(nil), files...)
+		}
+		out[n].Content = data
+	}
+	return out, nil
+}
+
+func hostname(m *root.Machine) string {
+	if h := m.Spec.Config.DNS.Hostname; h != "" {
+		return h
+	}
+	return string(m.ID)
+}
+
+// platformEnv is the environment that the platform sets ("Private networking
+// and machine runtime", section 6). It wins over the image's and the config's.
+func platformEnv(m *root.Machine) map[string]string {
+	env := map[string]string{
+		"FLY_APP_NAME":        string(m.App),
+		"FLY_MACHINE_ID":      string(m.ID),
+		"FLY_ALLOC_ID":        string(m.ID),
+		"FLY_MACHINE_VERSION": string(m.Spec.Instance),
+		"FLY_REGION":          string(m.Region),
+		"FLY_PRIVATE_IP":      m.Spec.Address.IPv6,
+		"FLY_IMAGE_REF":       m.Spec.Image.Ref(),
+		"FLY_VM_MEMORY_MB":    strconv.Itoa(m.Spec.Config.Guest.Memory.MiB()),
+	}
+	if g := m.Group(); g != "" {
+		env["FLY_PROCESS_GROUP"] = g
+	}
+	return env
+}
+
+func resolvConf(d root.DNS) []byte {
+	var b strings.Builder
+	servers := d.Nameservers
+	if len(servers) == 0 {
+		servers = []string{network.DNSIPv6}
+	}
+	for _, s := range servers {
+		fmt.Fprintf(&b, "nameserver %s\n", s)
+	}
+	if len(d.Searches) > 0 {
+		fmt.Fprintf(&b, "search %s\n", strings.Join(d.Searches, " "))
+	}
+	if len(d.Options) > 0 {
+		fmt.Fprintf(&b, "options %s\n", strings.Join(d.Options, " "))
+	}
+	return []byte(b.String())
+}
+
+// maxHosts bounds what is taken over of an image's /etc/hosts.
+const maxHosts = 64 << 10
+
+// hostsFile is the image's /etc/hosts with the machine's own names appended.
+func hostsFile(rootfs string, m *root.Machine) []byte {
+	var b strings.Builder
+	b.Write(imageHosts(rootfs))
+	if s := b.String(); s == "" {
+		b.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n")
+	} else if !strings.HasSuffix(s, "\n") {
+		b.WriteByte('\n')
+	}
+	ad := m.Spec.Address
+	for _, l := range [][3]string{
+		{"the machine's private address", ad.IPv6, "fly-local-6pn"},
+		{"the machine", ad.IPv4, hostname(m)},
+		{"where UDP services listen", network.SecondIPv4(ad.IPv4), "fly-global-services"},
+	} {
+		if l[1] != "" {
+			fmt.Fprintf(&b, "# %s\n%s\t%s\n", l[0], l[1], l[2])
+		}
+	}
+	return []byte(b.String())
+}
+
+// imageHosts reads the image's file beneath its root: the image may have made
+// it a link to anywhere. Without one it is empty.
+func imageHosts(rootfs string) []byte {
+	r, err := os.OpenRoot(rootfs)
+	if err != nil {
+		return nil
+	}
+	defer r.Close()
+	fi, err := r.Stat("etc/hosts")
+	if err != nil || !fi.Mode().IsRegular() { // a FIFO would block
+		return nil
+	}
+	f, err := r.Open("etc/hosts")
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxHosts))
+	if err != nil {
+		return nil
+	}
+	return data
+}
+
+// cleanBoot removes what is left of a boot that was used or never will be.
+func (a *Agent) cleanBoot(ctx context.Context, i *instance, n uint64) error {
+	if !i.persistent() {
+		key, target := a.rootfs(i, n)
+		if err := a.o.Images.Unmount(ctx, key, target); err != nil {
+			return fmt.Errorf("clean boot %d of %s: %w", n, i.machine.ID, err)
+		}
+	}
+	return removeDir(a.bootDir(i.id(), n))
+}
+
+// discard removes everything of an instance. It is idempotent.
+func (a *Agent) discard(ctx context.Context, i *instance) error {
+	if err := a.o.Supervisor.Remove(ctx, i.id()); err != nil {
+		return err // its processes may still use the rest
+	}
+	i.staged, i.next, i.furnished = false, false, false
+	i.running, i.phase = 0, orders.PhaseStopped
+	errs := []error{a.o.Network.Detach(ctx, a.attachment(i))}
+	if i.persistent() {
+		key, target := a.rootfs(i, 0)
+		errs = append(errs, a.o.Images.Unmount(ctx, key, target))
+	}
+	for _, n := range a.bootsOf(i.id()) {
+		errs = append(errs, a.cleanBoot(ctx, i, n))
+	}
+	errs = append(errs, removeDir(a.o.Config.MachineDir(i.id())))
+	return errors.Join(errs...)
+}
+
+// bootsOf lists the boots that have a directory.
+func (a *Agent) bootsOf(id root.InstanceID) []uint64 {
+	entries, err := os.ReadDir(a.o.Config.MachineDir(id))
+	if err != nil {
+		return nil
+	}
+	var out []uint64
+	for _, e := range entries {
+		if n, err := strconv.ParseUint(e.Name(), 10, 64); err == nil {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+// removeDir removes a directory of ours, but nothing that is still mounted in it.
+func removeDir(dir string) error {
+	busy, err := mountedBelow(dir)
+	if err != nil {
+		return err
+	}
+	if busy != "" {
+		return fmt.Errorf("remove %s: %s is still mounted", dir, busy)
+	}
+	return os.RemoveAll(dir)
+}
+
+// mountedBelow returns a mount point at or below dir, or "".
+func mountedBelow(dir string) (string, error) {
+	data, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(string(data)) {
+		f := strings.Fields(line)
+		if len(f) > 4 && (f[4] == dir || strings.HasPrefix(f[4], dir+"/")) {
+			return f[4], nil
+		}
+	}
+	return "", nil
+}

@@ -1,0 +1,339 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/internal/orders"
+)
+
+const (
+	// readyTimeout is how long a new version may take until its ports answer,
+	// as long as a request is held for a machine.
+	readyTimeout = 60 * time.Second
+	// readyPoll and maxReadyPoll are between looks at its listening sockets.
+	readyPoll    = 20 * time.Millisecond
+	maxReadyPoll = 500 * time.Millisecond
+	// drainTimeout is how long requests in flight may hold up the end of the
+	// version they run on.
+	drainTimeout = 30 * time.Second
+	// drainGrace is how long the old version serves on where nobody can tell
+	// what is in flight.
+	drainGrace = 2 * time.Second
+)
+
+// replace brings the machine to the version in rec.Spec. Until commit has
+// succeeded the old version is untouched, or (a machine nobody routes to) is
+// started again.
+func (m *machine) replace(ctx context.Context, rec *root.Machine, commit func(context.Context) (int64, error)) error {
+	m.listen(ctx)
+	next := rec.Clone()
+	old := m.inst
+	if err := m.a.protect(ctx, m.id, m.rec.Spec.Image.Digest, next.Spec.Image.Digest); err != nil {
+		return err
+	}
+	cand, err := m.a.stage(ctx, next)
+	if err != nil {
+		return errors.Join(err, m.a.protect(context.WithoutCancel(ctx), m.id, m.rec.Spec.Image.Digest))
+	}
+	m.cand = cand
+	m.listen(ctx)
+	served := len(m.rec.Spec.Config.Services) > 0 && len(next.Spec.Config.Services) > 0
+	if next.Spec.Launch && served && old.phase == orders.PhaseStarted {
+		err = m.beside(ctx, commit)
+	} else {
+		err = m.afterwards(ctx, commit)
+	}
+	if m.cand != nil { // not switched
+		ctx := context.WithoutCancel(ctx)
+		if e := m.a.discard(ctx, m.cand); e != nil {
+			m.a.log.Error("new version could not be removed", "machine", m.id, "err", e)
+			m.a.retire(m.cand)
+		}
+		m.cand = nil
+		return errors.Join(err, m.a.protect(ctx, m.id, m.rec.Spec.Image.Digest))
+	}
+	m.a.retire(old)
+	return errors.Join(err, m.a.protect(context.WithoutCancel(ctx), m.id, m.rec.Spec.Image.Digest))
+}
+
+// beside starts the new version next to the old one, switches when it is
+// ready, and leaves the old one to drain.
+func (m *machine) beside(ctx context.Context, commit func(context.Context) (int64, error)) error {
+	began := time.Now().UTC()
+	started, err := m.a.o.Supervisor.Start(ctx, m.cand.id(), orders.Start{Source: orders.SourceHost, Reason: reasonUpdate})
+	if err != nil {
+		if root.IsKind(err, root.Exhausted) {
+			return &root.Error{
+				Kind: root.Exhausted, Code: "insufficient_capacity", Err: err,
+				Message: fmt.Sprintf("could not reserve resource for machine: both versions run for a moment and the host has no room for the new one (%s); the old version keeps serving", root.MessageOf(err)),
+			}
+		}
+		return &root.Error{Kind: root.KindOf(err), Message: "the new version did not start: " + root.MessageOf(err) + "; the old version keeps serving", Err: err}
+	}
+	if err := m.untilReady(ctx, m.cand); err != nil {
+		return err
+	}
+	rev, err := commit(ctx)
+	if err != nil {
+		return err
+	}
+	m.rev = max(m.rev, rev)
+	cand := m.cand
+	m.switchOver(began)
+	stamp := cand.stamp
+	if stamp.Before(started.Stamp) {
+		stamp = started.Stamp
+	}
+	if m.st.Stamp.Before(stamp) {
+		m.st.Stamp = stamp
+	}
+	m.st.State = stateOf(cand.phase)
+	m.event("start", root.StateStarted, orders.SourceHost, reasonUpdate)
+	if cand.phase == orders.PhaseStopped { // it ended just after it was ready
+		m.lost(orders.Entry{At: time.Now().UTC(), Exit: cand.exit, Error: cand.failure})
+	}
+	return nil
+}
+
+// afterwards stops the old version, if it runs, and then starts the new one.
+func (m *machine) afterwards(ctx context.Context, commit func(context.Context) (int64, error)) error {
+	began := time.Now().UTC()
+	wasRunning := m.inst.running != 0
+	m.policy.Stop()
+	m.wantStart = ""
+	if wasRunning {
+		m.st.State = root.StateReplacing
+		m.st.UpdatedAt, m.dirty = began, true
+		if err := m.flush(ctx); err != nil {
+			return err
+		}
+		if err := m.halt(ctx, m.inst, orders.Stop{Source: orders.SourceUser, Reason: reasonUpdate}); err != nil {
+			return err
+		}
+	}
+	m.wantGone, m.wantStart = false, ""
+	rev, err := commit(ctx)
+	if err != nil {
+		if wasRunning {
+			m.wantStart = reasonUpdate
+		}
+		return err
+	}
+	m.rev = max(m.rev, rev)
+	m.switchOver(began)
+	m.st.State = root.StateStopped
+	if !m.rec.Spec.Launch {
+		return nil
+	}
+	m.st.State = root.StateStarting
+	if err := m.start(ctx, orders.Start{Source: orders.SourceHost, Reason: reasonUpdate}); err != nil {
+		if m.st.State == root.StateStarting {
+			m.st.State, m.st.Message, m.dirty = root.StateFailed, root.MessageOf(err), true
+		}
+		return &root.Error{Kind: root.KindOf(err), Message: "the new version did not start: " + root.MessageOf(err), Err: err}
+	}
+	return nil
+}
+
+// switchOver makes the candidate the machine's version. What was left to do
+// for the old one goes with it.
+func (m *machine) switchOver(began time.Time) {
+	m.inst, m.cand = m.cand, nil
+	m.rec = m.inst.machine
+	m.used, m.wantGone, m.wantStart = nil, false, ""
+	m.policy.Stop()
+	m.tries = retries{}
+	m.st.Restarts, m.st.Exit, m.st.Checks, m.st.Message = 0, nil, nil, ""
+	m.event("update", root.StateReplacing, orders.SourceUser, "")
+	m.event("launch", root.StateCreated, orders.SourceUser, "")
+	m.publish()
+	m.a.log.Info("machine replaced", "machine", m.id, "app", m.rec.App, "took", time.Since(began))
+}
+
+// untilReady returns when every service of i has its port open.
+func (m *machine) untilReady(ctx context.Context, i *instance) error {
+	ports := map[int]bool{}
+	for _, s := range i.machine.Spec.Config.Services {
+		ports[s.InternalPort] = true
+	}
+	deadline := time.Now().Add(readyTimeout)
+	poll := time.NewTimer(0)
+	defer poll.Stop()
+	pause := readyPoll
+	var seen orders.Inspection
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-m.ear.wake:
+			m.listen(ctx)
+		case <-poll.C:
+			got, err := m.a.o.Supervisor.Inspect(ctx, i.id())
+			if err == nil {
+				seen = got
+				for port := range ports {
+					if reachable(got.Listens, port, i.machine.Spec.Address) {
+						delete(ports, port)
+					}
+				}
+			}
+			if len(ports) == 0 {
+				return nil
+			}
+			pause = min(2*pause, maxReadyPoll)
+			poll.Reset(pause)
+		}
+		if i.phase == orders.PhaseStopped && !i.stamp.Before(root.Stamp{Boot: 0, Seq: 1}) && i.running == 0 && (i.exit != nil || i.failure != "") {
+			return root.Errorf(root.Precondition, "the new version ended (%s) before it listened on port %s; the old version keeps serving. Its log says more", ending(i), portList(ports))
+		}
+		if time.Now().After(deadline) {
+			return root.Errorf(root.Precondition, "the new version did not listen on port %s within %s (%s); the old version keeps serving",
+				portList(ports), readyTimeout, hint(seen.Listens, ports))
+		}
+	}
+}
+
+func ending(i *instance) string {
+	switch {
+	case i.exit == nil:
+		return i.failure
+	case i.exit.OOMKilled:
+		return "out of memory"
+	}
+	return "exit code " + code(i.exit.Code)
+}
+
+func portList(ports map[int]bool) string {
+	var out []string
+	for p := range ports {
+		out = append(out, strconv.Itoa(p))
+	}
+	slices.Sort(out)
+	return strings.Join(out, ", ")
+}
+
+// reachable reports whether a socket takes connections that come from the
+// edge to port at the machine's addresses.
+func reachable(listens []orders.Listen, port int, ad root.Address) bool {
+	for _, l := range listens {
+		host, p, err := net.SplitHostPort(l.Address)
+		if err != nil || !strings.HasPrefix(l.Proto, "tcp") || p != strconv.Itoa(port) {
+			continue
+		}
+		ip := net.ParseIP(host)
+		if ip == nil || ip.IsUnspecified() || host == ad.IPv4 || host == ad.IPv6 {
+			return true
+		}
+	}
+	return false
+}
+
+// hint guesses why a port does not answer.
+func hint(listens []orders.Listen, ports map[int]bool) string {
+	var other []string
+	for _, l := range listens {
+		if !strings.HasPrefix(l.Proto, "tcp") {
+			continue
+		}
+		host, p, err := net.SplitHostPort(l.Address)
+		if err != nil {
+			continue
+		}
+		n, _ := strconv.Atoi(p)
+		if ip := net.ParseIP(host); ports[n] && ip != nil && ip.IsLoopback() {
+			return fmt.Sprintf("it listens on %s only: make it listen on 0.0.0.0:%d", l.Address, n)
+		}
+		other = append(other, l.Address)
+	}
+	if len(other) > 0 {
+		return "it listens on " + strings.Join(other, ", ")
+	}
+	return "it listens on no port"
+}
+
+// retire sees a replaced version off: when nothing is in flight to it any
+// more, or after a while, it is stopped and removed.
+func (a *Agent) retire(i *instance) {
+	ended := make(chan struct{})
+	a.mu.Lock()
+	a.leaving[i.id()] = ended
+	ctx := a.ctx
+	a.mu.Unlock()
+	a.wg.Go(func() {
+		defer func() {
+			a.mu.Lock()
+			delete(a.leaving, i.id())
+			a.mu.Unlock()
+		}()
+		if i.staged && i.phase == orders.PhaseStarted {
+			a.drain(ctx, i)
+		}
+		if i.staged && i.phase != orders.PhaseStopped && ctx.Err() == nil {
+			timeout := i.machine.Spec.Config.Stop.Timeout + exitSlack
+			if _, err := a.o.Supervisor.Stop(ctx, i.id(), orders.Stop{Source: orders.SourceHost, Reason: reasonUpdate}); err != nil {
+				timeout = 0
+			}
+			select {
+			case <-ended:
+			case <-time.After(timeout):
+			case <-ctx.Done():
+				return // the next start removes it
+			}
+		}
+		delay := retryDelay
+		for {
+			err := a.discard(ctx, i)
+			if err == nil {
+				_, err = a.o.Store.ReleaseAddresses(ctx, i.machine.ID)
+			}
+			if err == nil || root.IsKind(err, root.NotFound) || ctx.Err() != nil {
+				return
+			}
+			a.log.Warn("replaced version could not be removed", "machine", i.machine.ID, "err", err, "again", delay)
+			select {
+			case <-time.After(delay):
+			case <-ctx.Done():
+				return
+			}
+			delay = min(2*delay, maxRetryDelay)
+		}
+	})
+}
+
+func (a *Agent) drain(ctx context.Context, i *instance) {
+	if a.o.Drain == nil {
+		select {
+		case <-ctx.Done():
+		case <-time.After(drainGrace):
+		}
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, drainTimeout)
+	defer cancel()
+	if err := a.o.Drain(ctx, i.machine); err != nil && ctx.Err() == nil {
+		a.log.Warn("drain", "machine", i.machine.ID, "err", err)
+	}
+}
+
+// left tells the goroutine that sees instance off that its processes ended.
+func (a *Agent) left(id root.InstanceID) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	ended := a.leaving[id]
+	if ended == nil {
+		return
+	}
+	select {
+	case <-ended:
+	default:
+		close(ended)
+	}
+}

@@ -1,0 +1,127 @@
+package agent
+
+import (
+	"context"
+	"time"
+
+	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/internal/orders"
+)
+
+// settled compares what the status says with the supervisor's account, after
+// the journal was taken up to it: at the agent's start, and whenever the
+// supervisor came back. Account is nil when the supervisor has no such
+// instance: it was never made, or the host was restarted. It only notes what
+// is to be done; tidy does it.
+func (m *machine) settled(_ context.Context, account *orders.Instance) {
+	if m.gone {
+		return
+	}
+	m.wantLease = true
+	if m.rec.Spec.Destroy != nil || m.st.State == root.StateDestroying {
+		m.wantGone, m.inst.running = true, 0
+		return
+	}
+	if account == nil {
+		m.inst.staged, m.inst.running, m.inst.next = false, 0, false
+		m.inst.phase = orders.PhaseStopped
+		m.unknown()
+		return
+	}
+	m.known(account)
+}
+
+// known: the supervisor has the instance.
+func (m *machine) known(acc *orders.Instance) {
+	i := m.inst
+	i.staged = true
+	if !acc.Stamp.Before(i.stamp) {
+		i.stamp, i.phase = acc.Stamp, acc.Phase
+		i.next, i.running, i.problem = acc.Next != nil, 0, ""
+		if acc.Running != nil {
+			i.running = acc.Running.Number
+			i.last = max(i.last, acc.Running.Number)
+		}
+		if acc.Next != nil {
+			i.last, i.problem = max(i.last, acc.Next.Number), acc.Next.Problem
+		}
+	}
+	m.used = m.used[:0]
+	for _, n := range m.a.bootsOf(i.id()) {
+		if n != i.running && (!i.next || n != i.last) {
+			m.used = append(m.used, n)
+			i.last = max(i.last, n)
+		}
+	}
+	at := acc.Since
+	if i.phase != orders.PhaseStopped {
+		if s := stateOf(i.phase); m.st.State != s {
+			m.st.State, m.st.UpdatedAt, m.dirty = s, at, true
+			if m.st.Stamp.Before(i.stamp) {
+				m.st.Stamp = i.stamp
+			}
+		}
+		return
+	}
+	switch m.st.State {
+	case root.StateStopped, root.StateFailed, root.StateLaunchFailed:
+	case root.StateCreating, root.StateCreated:
+		m.begun()
+	case root.StateRestarting:
+		m.wantStart = reasonPolicy
+	case root.StateReplacing, root.StateUpdating:
+		m.wantStart = reasonUpdate
+	default: // it ended, and no entry is left that tells how
+		requested := m.st.State == root.StateStopping
+		m.lost(orders.Entry{At: at, Reason: "it ended unseen", Exit: &orders.Exit{Code: -1, Requested: requested}})
+	}
+}
+
+// unknown: the supervisor has no such instance.
+func (m *machine) unknown() {
+	now := time.Now().UTC()
+	switch m.st.State {
+	case root.StateLaunchFailed:
+	case root.StateCreating, root.StateCreated:
+		m.begun()
+	case root.StateStopped, root.StateFailed:
+		m.wantSet = true
+	case root.StateStopping, root.StateSuspending, root.StateSuspended:
+		m.st.State = root.StateStopped
+		pushExit(&m.st, orders.Entry{At: now, Reason: reasonReboot}, root.Exit{Code: -1, Signal: -1, RequestedStop: true, Error: reasonReboot, At: now})
+		m.st.UpdatedAt, m.dirty = now, true
+		m.wantSet = true
+	default: // it ran
+		m.st.State = root.StateRestarting
+		pushExit(&m.st, orders.Entry{At: now, Reason: reasonReboot}, root.Exit{Code: -1, Signal: -1, Restarting: true, Error: reasonReboot, At: now})
+		m.st.UpdatedAt, m.dirty = now, true
+		m.wantStart = reasonReboot
+	}
+}
+
+// begun: control died while it made the machine.
+func (m *machine) begun() {
+	if m.rec.Spec.Launch {
+		m.st.State, m.dirty = root.StateStarting, true
+		m.wantStart = reasonReboot
+		return
+	}
+	m.st.State, m.dirty = root.StateStopped, true
+	m.wantSet = !m.inst.staged
+}
+
+// lost takes an exit that the journal has no entry of.
+func (m *machine) lost(e orders.Entry) {
+	e.Stamp = m.st.Stamp
+	t := exited(&m.st, &m.rec.Spec.Config, &m.tries, e)
+	m.st.UpdatedAt, m.dirty = e.At, true
+	m.a.say(m.rec, t.line)
+	switch t.step {
+	case stepStart:
+		m.wantStart = reasonRestart
+	case stepRetry:
+		m.policy.Reset(t.delay)
+	case stepDestroy:
+		m.wantGone = true
+	}
+}
