@@ -51,8 +51,9 @@ var arrows = map[string][]string{
 	"wire":      {"/machines"},
 
 	"api":          {"api/...", "control", "catalog", "auth", "wire", "/machines"},
-	"api/machines": {"api/...", "control", "catalog", "auth", "wire", "/machines"},
-	"api/roost":    {"api/...", "control", "catalog", "auth", "wire", "/machines", "client"},
+	"api/route":    {"auth", "wire"},
+	"api/machines": {"orders", "api/...", "control", "catalog", "auth", "wire", "/machines"},
+	"api/roost":    {"orders", "api/...", "control", "catalog", "auth", "wire", "/machines", "client"},
 
 	"agent":               {"config", "orders", "state", "catalog", "runtime/...", "image", "volume", "network", "seal", "machinelog"},
 	"runtime":             {},

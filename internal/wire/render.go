@@ -263,4 +263,3 @@ func FromLease(l *root.Lease) machines.Lease {
 func FromHeldLease(l *root.Lease) *machines.HeldLease {
 	return &machines.HeldLease{Description: l.Description, ExpiresAt: l.ExpiresAt.Unix(), Owner: l.Owner}
 }
-

@@ -1,0 +1,184 @@
+package roost
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+
+	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/internal/api/route"
+	"github.com/roost-run/roost/internal/client"
+	"github.com/roost-run/roost/internal/control"
+	"github.com/roost-run/roost/internal/ipc"
+)
+
+func (h *handlers) listImages(w http.ResponseWriter, r *http.Request) error {
+	images, err := h.Images.List(r.Context(), route.Actor(r))
+	if err != nil {
+		return err
+	}
+	list := make([]client.Image, len(images))
+	for i, info := range images {
+		list[i] = client.Image{
+			Ref: info.Ref(), Digest: string(info.Digest), Size: int64(info.Size), CreatedAt: info.CreatedAt.UTC(), InUse: info.InUse,
+		}
+	}
+	return route.WriteJSON(w, http.StatusOK, list)
+}
+
+func (h *handlers) removeImage(w http.ResponseWriter, r *http.Request) error {
+	ref, err := reference(r)
+	if err != nil {
+		return err
+	}
+	if err := h.Images.Remove(r.Context(), route.Actor(r), ref); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+func reference(r *http.Request) (string, error) {
+	ref := r.URL.Query().Get("ref")
+	if ref == "" {
+		return "", root.Errorf(root.Invalid, "query ref is missing: name the image, for example docker.io/library/debian:bookworm-slim")
+	}
+	return ref, nil
+}
+
+func (h *handlers) pullImage(w http.ResponseWriter, r *http.Request) error {
+	ref, err := reference(r)
+	if err != nil {
+		return err
+	}
+	s := newProgress(w)
+	image, err := h.Images.Pull(r.Context(), route.Actor(r), ref, func(p control.PullProgress) {
+		s.send(client.Progress{Layer: p.Layer, State: p.State, Done: int64(p.Done), Total: int64(p.Total)})
+	})
+	return s.finish(image, err)
+}
+
+func (h *handlers) loadImage(w http.ResponseWriter, r *http.Request) error {
+	images, err := h.Images.Load(r.Context(), route.Actor(r), r.Body, r.URL.Query().Get("as"))
+	if err != nil {
+		return err
+	}
+	list := make([]client.Image, len(images))
+	for i, image := range images {
+		list[i] = fromImage(image)
+	}
+	return route.WriteJSON(w, http.StatusOK, list)
+}
+
+func fromImage(i root.Image) client.Image {
+	return client.Image{Ref: i.Ref(), Digest: string(i.Digest)}
+}
+
+// buildImage streams the build's output. HTTP/1.1 clients, and proxies between,
+// send their whole request before they read the answer, so the answer starts
+// when the archive has arrived; what was logged till then waits.
+func (h *handlers) buildImage(w http.ResponseWriter, r *http.Request) error {
+	q := r.URL.Query()
+	app, err := root.ParseAppName(q.Get("app"))
+	if err != nil {
+		return err
+	}
+	req := control.BuildRequest{App: app, Kind: q.Get("kind"), Args: make(map[string]string)}
+	for name, values := range q {
+		if key, ok := strings.CutPrefix(name, "arg."); ok {
+			req.Args[key] = values[0]
+		}
+	}
+	s := newProgress(w)
+	s.hold()
+	body := &endReader{r: r.Body, end: s.release}
+	image, err := h.Images.Build(r.Context(), route.Actor(r), req, body, func(line string) {
+		s.send(client.Progress{Log: &line})
+	})
+	if err == nil {
+		if _, err := io.Copy(io.Discard, body); err != nil { // the archive's padding
+			return err
+		}
+	}
+	s.release()
+	return s.finish(image, err)
+}
+
+// endReader tells when its reader ended.
+type endReader struct {
+	r   io.Reader
+	end func()
+}
+
+func (e *endReader) Read(p []byte) (int, error) {
+	n, err := e.r.Read(p)
+	if errors.Is(err, io.EOF) {
+		e.end()
+	}
+	return n, err
+}
+
+// maxHeld bounds the lines that wait for an archive to arrive.
+const maxHeld = 1000
+
+// progress is a stream of client.Progress. An error before its first line is
+// the reply itself, with its status; a later one is the last line.
+type progress struct {
+	mu      sync.Mutex // guards what follows: builders log from several goroutines
+	w       http.ResponseWriter
+	stream  *ipc.Stream
+	holding bool
+	held    []client.Progress
+}
+
+func newProgress(w http.ResponseWriter) *progress { return &progress{w: w} }
+
+func (s *progress) hold() { s.holding = true }
+
+func (s *progress) release() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.holding = false
+	for _, p := range s.held {
+		s.write(p)
+	}
+	s.held = nil
+}
+
+func (s *progress) send(p client.Progress) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.holding {
+		s.write(p)
+	} else if len(s.held) < maxHeld {
+		s.held = append(s.held, p)
+	}
+}
+
+func (s *progress) write(p client.Progress) {
+	if s.stream == nil {
+		s.stream = ipc.NewStream(s.w)
+	}
+	_ = s.stream.Send(p) // the client went away: the request's context ends
+}
+
+func (s *progress) finish(image root.Image, err error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil {
+		if s.stream != nil {
+			s.write(client.Progress{Error: failure(err)})
+		}
+		return err
+	}
+	out := fromImage(image)
+	s.write(client.Progress{Image: &out})
+	return nil
+}
+
+func failure(err error) *client.Failure {
+	status, f := route.Render(err)
+	return &client.Failure{Message: f.Error, Status: status, Code: f.Status}
+}
