@@ -1,0 +1,196 @@
+package story
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// HostState is what Roost could leave behind on a host, as sets of lines, so
+// that two states can be compared whole.
+type HostState map[string]bool
+
+// ReadHost takes the host's state: mounts, links, firewall rules, control
+// groups, swaps, network namespaces, sysctls, and processes that run from dirs.
+func ReadHost(ctx context.Context, dirs ...string) (HostState, error) {
+	s := HostState{}
+	add := func(kind, line string) { s[kind+": "+strings.TrimSpace(line)] = true }
+
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	for line := range strings.Lines(string(mounts)) {
+		// Fields 4.. : root, mount point, options; ids in front differ (proc_pid_mountinfo(5)).
+		if f := strings.Fields(line); len(f) > 5 {
+			add("mount", strings.Join(f[3:6], " "))
+		}
+	}
+	for kind, command := range map[string][]string{
+		"link":    {"ip", "-o", "link", "show"},
+		"address": {"ip", "-o", "addr", "show"},
+		"route":   {"ip", "route", "show", "table", "all"},
+		"rule":    {"nft", "list", "ruleset"},
+	} {
+		out, err := exec.CommandContext(ctx, command[0], command[1:]...).Output()
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", strings.Join(command, " "), err)
+		}
+		for line := range strings.Lines(string(out)) {
+			if kind == "link" || kind == "address" {
+				// The index and counters of a link are not its identity.
+				if f := strings.Fields(line); len(f) > 3 {
+					line = strings.Join(f[1:4], " ")
+				}
+			}
+			add(kind, line)
+		}
+	}
+	if err := filepath.WalkDir("/sys/fs/cgroup", func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			add("cgroup", path)
+		}
+		return nil // a group that vanishes meanwhile is no news
+	}); err != nil {
+		return nil, err
+	}
+	swaps, err := os.ReadFile("/proc/swaps")
+	if err != nil {
+		return nil, err
+	}
+	for line := range strings.Lines(string(swaps)) {
+		if f := strings.Fields(line); len(f) > 0 {
+			add("swap", f[0])
+		}
+	}
+	for _, dir := range []string{"/run/netns", "/var/run/netns"} {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			continue // no named namespaces at all
+		}
+		for _, e := range entries {
+			add("netns", filepath.Join(dir, e.Name()))
+		}
+	}
+	for _, pattern := range []string{
+		"/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv4/conf/*/forwarding", "/proc/sys/net/ipv4/conf/*/rp_filter",
+		"/proc/sys/net/ipv6/conf/*/forwarding", "/proc/sys/net/ipv6/conf/*/disable_ipv6", "/proc/sys/vm/swappiness",
+		"/proc/sys/vm/overcommit_memory", "/proc/sys/fs/inotify/*", "/proc/sys/kernel/core_pattern", "/proc/sys/net/netfilter/nf_conntrack_max",
+	} {
+		names, err := filepath.Glob(pattern)
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range names {
+			value, err := os.ReadFile(name)
+			if err != nil {
+				continue // write-only, or gone with its link
+			}
+			add("sysctl", name+" = "+strings.TrimSpace(string(value)))
+		}
+	}
+	for _, p := range processes() {
+		for _, dir := range dirs {
+			if strings.Contains(p.command, dir) || strings.HasPrefix(p.exe, dir) || strings.Contains(p.cgroup, filepath.Base(dir)) {
+				add("process", fmt.Sprintf("%d %s", p.pid, p.command))
+			}
+		}
+	}
+	return s, nil
+}
+
+type process struct {
+	pid                  int
+	command, exe, cgroup string
+}
+
+func processes() []process {
+	var list []process
+	names, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		return nil
+	}
+	for _, dir := range names {
+		p := process{}
+		if _, err := fmt.Sscanf(filepath.Base(dir), "%d", &p.pid); err != nil || p.pid == os.Getpid() {
+			continue
+		}
+		command, err := os.ReadFile(filepath.Join(dir, "cmdline"))
+		if err != nil {
+			continue // it ended
+		}
+		p.command = strings.TrimSpace(strings.ReplaceAll(string(command), "\x00", " "))
+		p.exe, _ = os.Readlink(filepath.Join(dir, "exe"))
+		cgroup, _ := os.ReadFile(filepath.Join(dir, "cgroup"))
+		p.cgroup = string(cgroup)
+		list = append(list, p)
+	}
+	return list
+}
+
+// settle bounds how long removal may take: that of links and namespaces is
+// asynchronous in the kernel.
+const settle = 15 * time.Second
+
+// CheckRestored compares the host with the state before, waiting for what the
+// kernel removes late. It reports every difference. Where other programs work
+// on the host meanwhile (ROOST_E2E_SHARED_HOST=1), only differences that carry
+// one of the marks count.
+func CheckRestored(ctx context.Context, before HostState, marks []string, dirs ...string) error {
+	deadline := time.Now().Add(settle)
+	for {
+		after, err := ReadHost(ctx, dirs...)
+		if err != nil {
+			return err
+		}
+		diff := before.diff(after)
+		if os.Getenv("ROOST_E2E_SHARED_HOST") == "1" {
+			diff = slices.DeleteFunc(diff, func(line string) bool {
+				return !slices.ContainsFunc(marks, func(m string) bool { return strings.Contains(line, m) })
+			})
+		}
+		if len(diff) == 0 {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("the host is not as before:\n  %s", strings.Join(diff, "\n  "))
+		}
+		if err := pause(ctx, 200*time.Millisecond); err != nil {
+			return err
+		}
+	}
+}
+
+func (s HostState) diff(after HostState) []string {
+	var lines []string
+	for _, line := range slices.Sorted(maps.Keys(after)) {
+		if !s[line] {
+			lines = append(lines, "left behind  "+line)
+		}
+	}
+	for _, line := range slices.Sorted(maps.Keys(s)) {
+		if !after[line] {
+			lines = append(lines, "taken away   "+line)
+		}
+	}
+	return lines
+}
+
+// pause waits between two looks at something that sends no event.
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}

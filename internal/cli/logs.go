@@ -1,0 +1,71 @@
+package cli
+
+import (
+	"context"
+	"errors"
+
+	"github.com/spf13/cobra"
+
+	"github.com/roost-run/roost/internal/client"
+)
+
+func newLogsCmd(f *factory) *cobra.Command {
+	return logsCmd(f, "logs", "Follow an app's log", cobra.NoArgs)
+}
+
+func newMachineLogsCmd(f *factory) *cobra.Command {
+	return logsCmd(f, "logs ID", "Follow one machine's log", cobra.ExactArgs(1))
+}
+
+// defaultLines is how much of the past a person sees first.
+const defaultLines = 100
+
+func logsCmd(f *factory, use, short string, args cobra.PositionalArgs) *cobra.Command {
+	var noTail, asJSON bool
+	var o client.LogOptions
+	cmd := &cobra.Command{
+		Use: use, Short: short, Args: args, Example: "  roost logs --app shop --no-tail",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			app, err := f.appName()
+			if err != nil {
+				return err
+			}
+			if len(args) > 0 {
+				o.Machine = args[0]
+			}
+			o.Follow = !noTail
+			c, err := f.client()
+			if err != nil {
+				return err
+			}
+			err = c.Logs(cmd.Context(), app, o, func(l client.LogLine) error {
+				if asJSON {
+					return f.io.JSON(l)
+				}
+				return f.printLog(l)
+			})
+			if o.Follow && errors.Is(err, context.Canceled) {
+				return nil // a person has seen enough
+			}
+			return err
+		},
+	}
+	cmd.Flags().BoolVarP(&noTail, "no-tail", "n", false, "do not wait for new lines")
+	cmd.Flags().IntVar(&o.Lines, "lines", defaultLines, "how many lines of the past; 0 is all")
+	if use == "logs" {
+		cmd.Flags().StringVarP(&o.Machine, "machine", "i", "", "only this machine")
+	}
+	return f.onApp(jsonFlag(cmd, &asJSON))
+}
+
+func (f *factory) printLog(l client.LogLine) error {
+	if !f.io.OutTTY {
+		return f.io.Table(nil, [][]string{{l.At.UTC().Format("2006-01-02T15:04:05.000Z"), l.Provider, l.Machine, l.Message}})
+	}
+	provider := l.Provider
+	if f.io.Color {
+		provider = "\x1b[36m" + provider + "\x1b[0m"
+	}
+	f.io.Printf("%s %s[%s] %s\n", l.At.Local().Format("15:04:05.000"), provider, l.Machine, l.Message)
+	return nil
+}

@@ -1,0 +1,117 @@
+package cli
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/roost-run/roost/internal/config"
+	"github.com/roost-run/roost/internal/doctor"
+	"github.com/roost-run/roost/internal/ipc"
+)
+
+// newServerCmd is `roost server`: the root of the process tree.
+func newServerCmd(f *factory, p Processes) *cobra.Command {
+	var file string
+	var dump bool
+	cmd := &cobra.Command{
+		Use:   "server",
+		Short: "Run Roost on this host",
+		Long: `Run Roost on this host, in the foreground.
+
+Each setting can be a flag, an environment variable (ROOST_DOMAIN), or a key of
+the configuration file; the first of these that is there counts.
+
+When it is told to stop (SIGTERM, systemctl stop) the platform's processes end
+and machines run on; the next start takes them back. ` + "`roost server stop --machines`" + `
+stops the machines as well and leaves the host as it was.`,
+		Example: "  roost server --domain apps.example --listen :80\n  roost server --config ./roost.toml",
+		Args:    cobra.NoArgs,
+	}
+	cmd.Flags().StringVar(&file, "config", "", "configuration file (default "+config.DefaultFile+", if it exists)")
+	cmd.Flags().BoolVar(&dump, "print-config", false, "print the configuration in force and exit")
+	load := settingFlags(cmd, &file)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		c, err := load()
+		if err != nil {
+			return err
+		}
+		if dump {
+			f.io.Printf("%s", c.String())
+			return nil
+		}
+		if err := doctor.Refuse(doctor.Examine(cmd.Context(), c)); err != nil {
+			return hintError{err, "`roost doctor` shows everything about this host"}
+		}
+		return p.Server(cmd.Context(), c)
+	}
+	cmd.AddCommand(newServerStopCmd(f))
+	return cmd
+}
+
+// stopTimeout is how long stopping every machine may take: the longest
+// stop_config timeout, and some.
+const stopTimeout = 6 * time.Minute
+
+func newServerStopCmd(f *factory) *cobra.Command {
+	var all bool
+	var run string
+	cmd := &cobra.Command{
+		Use:   "stop",
+		Short: "Stop the server of this host, with --machines also every machine",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c := config.Default()
+			c.Run = run
+			sup := ipc.NewClient(c.SupervisorSocket())
+			defer sup.Close()
+			ctx, cancel := context.WithTimeout(cmd.Context(), stopTimeout)
+			defer cancel()
+			if err := sup.Call(ctx, http.MethodPost, "/v1/shutdown", struct{ Machines bool }{all}, nil); err != nil {
+				return hintError{err, "is `roost server` running with --run " + run + "?"}
+			}
+			if all {
+				f.io.Notef("Stopped the server and every machine")
+			} else {
+				f.io.Notef("Stopped the server; machines run on until the next start takes them back")
+			}
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&all, "machines", false, "stop machines too and remove everything Roost set up on the host")
+	cmd.Flags().StringVar(&run, "run", config.Default().Run, "the server's run directory")
+	return cmd
+}
+
+// settingFlags adds a flag for every setting; load reads all sources.
+func settingFlags(cmd *cobra.Command, file *string) (load func() (config.Config, error)) {
+	settings := config.Settings()
+	for _, s := range settings {
+		cmd.Flags().String(s.Flag(), s.Default(), s.Usage)
+	}
+	return func() (config.Config, error) {
+		given := map[string]string{}
+		for _, s := range settings {
+			if fl := cmd.Flags().Lookup(s.Flag()); fl.Changed {
+				given[s.Key] = fl.Value.String()
+			}
+		}
+		return config.Load(given, environ(), *file)
+	}
+}
+
+// newProcessCmds are the server's children; people never call them.
+func newProcessCmds(p Processes) []*cobra.Command {
+	child := func(name string, main func(context.Context, string) error) *cobra.Command {
+		var run string
+		cmd := &cobra.Command{
+			Use: name, Short: "Started by roost server", Hidden: true, Args: cobra.NoArgs,
+			RunE: func(cmd *cobra.Command, _ []string) error { return main(cmd.Context(), run) },
+		}
+		cmd.Flags().StringVar(&run, "run", config.Default().Run, "the server's run directory")
+		return cmd
+	}
+	return []*cobra.Command{child("control", p.Control), child("edge", p.Edge), child("builder", p.Builder)}
+}

@@ -1,0 +1,127 @@
+// Package term is how the command line talks: answers on standard output,
+// everything else on standard error; tables that are aligned on a terminal and
+// tab-separated in a pipe; no colour in a pipe or with NO_COLOR.
+package term
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+	"text/tabwriter"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// IO is the streams of one command.
+type IO struct {
+	In       io.Reader
+	Out, Err io.Writer
+	// OutTTY and ErrTTY say that a person watches; InTTY that one can answer.
+	InTTY, OutTTY, ErrTTY bool
+	Color                 bool
+	Now                   func() time.Time
+
+	mu sync.Mutex // guards writes to Err
+}
+
+// System returns the process's own streams.
+func System() *IO {
+	t := &IO{In: os.Stdin, Out: os.Stdout, Err: os.Stderr, InTTY: isTTY(os.Stdin), OutTTY: isTTY(os.Stdout), ErrTTY: isTTY(os.Stderr), Now: time.Now}
+	t.Color = t.OutTTY && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
+	return t
+}
+
+func isTTY(f *os.File) bool {
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
+}
+
+// Printf writes to the answer.
+func (t *IO) Printf(format string, args ...any) { fmt.Fprintf(t.Out, format, args...) }
+
+// Notef writes a line beside the answer.
+func (t *IO) Notef(format string, args ...any) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	fmt.Fprintf(t.Err, format+"\n", args...)
+}
+
+// JSON writes v as the answer.
+func (t *IO) JSON(v any) error {
+	enc := json.NewEncoder(t.Out)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+// Table writes rows under a header: aligned for a person, tab-separated and
+// whole in a pipe, where the header is left out.
+func (t *IO) Table(header []string, rows [][]string) error {
+	if !t.OutTTY {
+		for _, row := range rows {
+			if _, err := fmt.Fprintln(t.Out, strings.Join(clean(row), "\t")); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	w := tabwriter.NewWriter(t.Out, 0, 4, 2, ' ', 0)
+	fmt.Fprintln(w, strings.ToUpper(strings.Join(header, "\t")))
+	for _, row := range rows {
+		fmt.Fprintln(w, strings.Join(clean(row), "\t"))
+	}
+	return w.Flush()
+}
+
+// clean keeps a cell from breaking the table, and control characters from
+// reaching a terminal.
+func clean(row []string) []string {
+	out := make([]string, len(row))
+	for i, cell := range row {
+		out[i] = strings.Map(func(r rune) rune {
+			if r < ' ' || r == 0x7f {
+				return ' '
+			}
+			return r
+		}, cell)
+	}
+	return out
+}
+
+// Time prints a moment: an age for a person, RFC 3339 in a pipe.
+func (t *IO) Time(at time.Time) string {
+	switch {
+	case at.IsZero():
+		return "-"
+	case !t.OutTTY:
+		return at.UTC().Format(time.RFC3339)
+	}
+	d := t.Now().Sub(at)
+	switch {
+	case d < time.Minute:
+		return fmt.Sprintf("%ds ago", int(d.Seconds()))
+	case d < time.Hour:
+		return fmt.Sprintf("%dm ago", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh ago", int(d.Hours()))
+	}
+	return fmt.Sprintf("%dd ago", int(d.Hours()/24))
+}
+
+// Confirm asks a yes-or-no question; without a terminal the answer is no.
+func (t *IO) Confirm(question string) (bool, error) {
+	if !t.InTTY || !t.ErrTTY {
+		return false, nil
+	}
+	fmt.Fprintf(t.Err, "%s [y/N] ", question)
+	line, err := bufio.NewReader(t.In).ReadString('\n')
+	if err != nil && line == "" {
+		return false, err
+	}
+	answer := strings.ToLower(strings.TrimSpace(line))
+	return answer == "y" || answer == "yes", nil
+}
