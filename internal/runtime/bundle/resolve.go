@@ -138,7 +138,11 @@ func (t *tree) checkCommand(command, dir, search string) error {
 		return root.Errorf(root.Invalid, "the command to run is empty: check init.exec, init.entrypoint and init.cmd")
 	}
 	if strings.Contains(command, "/") {
-		return t.checkProgram(command, absolute(command, dir))
+		err := t.checkProgram(command, absolute(command, dir))
+		if root.IsKind(err, root.NotFound) {
+			return root.Errorf(root.Invalid, "%s", err.Error()) // it is the user's mistake
+		}
+		return err
 	}
 	var denied error
 	for _, p := range strings.Split(search, ":") {
@@ -287,4 +291,18 @@ func clip(s string) string {
 		s = s[:200] + "..."
 	}
 	return strconv.Quote(s)
+}
+
+// CheckCommand says whether a command can be executed inside a root file
+// system, as Resolve does for the main process.
+func CheckCommand(rootfs string, args []string, dir string, env []string) error {
+	if len(args) == 0 {
+		return root.Errorf(root.Invalid, "no command given")
+	}
+	t, err := openTree(rootfs)
+	if err != nil {
+		return err
+	}
+	defer t.close()
+	return t.checkCommand(args[0], dir, lookup(env, "PATH"))
 }

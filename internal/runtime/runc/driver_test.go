@@ -1,0 +1,93 @@
+package runc
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+
+	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/internal/runtime"
+	"github.com/roost-run/roost/internal/runtime/bundle"
+	"github.com/roost-run/roost/internal/runtime/runtimetest"
+)
+
+func TestMain(m *testing.M) {
+	// Containers become children of this process, as they do of the supervisor.
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		fmt.Fprintln(os.Stderr, "child subreaper:", err)
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
+func TestDriver(t *testing.T) {
+	runtimetest.Suite(t, newFixture)
+}
+
+var parents atomic.Int64
+
+// newDriver makes a driver with state and a control group of its own.
+func newDriver(t testing.TB) *Driver {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Fatal("this test needs root: it runs containers")
+	}
+	d := New(Options{
+		Binary:       os.Getenv("ROOST_TEST_RUNTIME"),
+		Root:         filepath.Join(t.TempDir(), "state"),
+		CgroupParent: fmt.Sprintf("/roost-test-%d-%d", os.Getpid(), parents.Add(1)),
+	})
+	t.Cleanup(func() {
+		cg, err := d.Cgroup()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		list, err := d.List(context.WithoutCancel(t.Context()))
+		if err != nil {
+			t.Error(err)
+		}
+		for _, c := range list {
+			if err := d.Delete(context.WithoutCancel(t.Context()), c.ID, true); err != nil {
+				t.Error(err)
+			}
+		}
+		if err := cg.Remove(); err != nil {
+			t.Error(err)
+		}
+	})
+	return d
+}
+
+func newFixture(t *testing.T) runtimetest.Fixture {
+	d := newDriver(t)
+	return runtimetest.Fixture{Driver: d, Bundle: func(t *testing.T, rootfs string, args []string, memory root.Bytes) runtime.Container {
+		return newBundle(t, d, rootfs, args, memory, 0)
+	}}
+}
+
+var ids atomic.Int64
+
+func newBundle(t testing.TB, d *Driver, rootfs string, args []string, memory, swap root.Bytes) runtime.Container {
+	t.Helper()
+	cg, err := d.Cgroup()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := runtime.Container{ID: fmt.Sprintf("c%d", ids.Add(1)), Bundle: t.TempDir()}
+	err = bundle.Write(c.Bundle, bundle.Spec{
+		Container: c.ID, Hostname: "machine", CgroupPath: cg.Path(c.ID), Rootfs: rootfs,
+		Image:  ocispec.ImageConfig{Cmd: args, Env: []string{"FROM_BUNDLE=1"}},
+		Memory: memory, Swap: swap, CPUShares: 64, Init: "/usr/bin/tini-static",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}

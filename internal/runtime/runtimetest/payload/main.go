@@ -1,0 +1,118 @@
+// Command payload is what the containers of the suite run. It needs no files
+// beside itself; names of files are relative to the working directory.
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"strconv"
+	"syscall"
+	"time"
+)
+
+// Verbs:
+//
+//	exit CODE       write the file "ran", print hello and the arguments' number, end
+//	catch CODE      print ready, end with CODE at SIGINT
+//	count           print ready, then write a growing number to the file "count"
+//	eat MB          touch memory until killed, or print ready and wait
+//	child           print ready after starting a process of its own that waits
+//	sleep           print ready and wait for ever
+//	print ENV...    print the working directory, user and group, and variables
+//	lines N         print N numbered lines
+//	echo            copy the standard input to the standard output
+func main() {
+	if len(os.Args) < 2 {
+		fail("no verb")
+	}
+	switch arg := func(i int) string { return os.Args[i+1] }; arg(0) {
+	case "exit":
+		check(os.WriteFile("ran", nil, 0o644))
+		fmt.Println("hello")
+		os.Exit(number(arg(1)))
+	case "catch":
+		c := make(chan os.Signal, 1)
+		signal.Notify(c, syscall.SIGINT)
+		fmt.Println("ready")
+		<-c
+		os.Exit(number(arg(1)))
+	case "count":
+		f, err := os.Create("count")
+		check(err)
+		fmt.Println("ready")
+		for i := 1; ; i++ {
+			_, err := f.WriteAt([]byte(fmt.Sprintf("%020d", i)), 0)
+			check(err)
+			time.Sleep(200 * time.Microsecond)
+		}
+	case "eat":
+		var kept [][]byte
+		for range number(arg(1)) {
+			b := make([]byte, 1<<20)
+			for i := range b {
+				b[i] = byte(i * 31)
+			}
+			kept = append(kept, b)
+		}
+		fmt.Println("ready", len(kept))
+		wait()
+	case "child":
+		c := exec.Command(os.Args[0], "sleep")
+		check(c.Start())
+		fmt.Println("ready")
+		wait()
+	case "sleep":
+		fmt.Println("ready")
+		wait()
+	case "print":
+		dir, err := os.Getwd()
+		check(err)
+		fmt.Println(dir, os.Getuid(), os.Getgid())
+		for _, k := range os.Args[2:] {
+			fmt.Println(k + "=" + os.Getenv(k))
+		}
+	case "lines":
+		for i := range number(arg(1)) {
+			fmt.Println("line", i)
+		}
+	case "echo":
+		b := make([]byte, 1024)
+		for {
+			n, err := os.Stdin.Read(b)
+			if n > 0 {
+				_, werr := os.Stdout.Write(b[:n])
+				check(werr)
+			}
+			if err != nil {
+				return
+			}
+		}
+	default:
+		fail("unknown verb " + arg(0))
+	}
+}
+
+func wait() {
+	for {
+		time.Sleep(time.Hour)
+	}
+}
+
+func number(s string) int {
+	n, err := strconv.Atoi(s)
+	check(err)
+	return n
+}
+
+func check(err error) {
+	if err != nil {
+		fail(err.Error())
+	}
+}
+
+func fail(message string) {
+	fmt.Fprintln(os.Stderr, "payload:", message)
+	os.Exit(99)
+}
