@@ -1,0 +1,377 @@
+package supervisor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/internal/orders"
+	"github.com/roost-run/roost/internal/runtime"
+)
+
+// reapedWithin is how long the kernel may take from the end of a process that
+// is not ours to its being reaped by its parent, after which its code is known.
+const reapedWithin = time.Second
+
+// watchProcess returns a channel that gets the exit code of a process that an
+// earlier server process started; -1 is unknown. It ends with ctx.
+func watchProcess(ctx context.Context, r *reaper, pid int, procStart uint64) (<-chan int, error) {
+	fd, err := openPidfd(pid, procStart)
+	if err != nil {
+		return nil, err
+	}
+	out := make(chan int, 1)
+	st, err := readStat(pid)
+	if err != nil {
+		return nil, errors.Join(err, fd.Close())
+	}
+	if st.parent == os.Getpid() { // the program was replaced, the process is the same
+		ch := r.watch(pid)
+		go func() {
+			select {
+			case e := <-ch:
+				out <- e.Status
+			case <-ctx.Done():
+			}
+		}()
+		return out, fd.Close()
+	}
+	go func() {
+		stop := context.AfterFunc(ctx, func() { _ = fd.SetReadDeadline(time.Unix(1, 0)) })
+		defer stop()
+		defer fd.Close()
+		if waitForeign(fd) {
+			out <- foreignCode(fd)
+		}
+	}()
+	return out, nil
+}
+
+// waitForeign waits for the end of the process behind a pidfd; false means
+// that the waiting was ended.
+func waitForeign(fd *os.File) bool {
+	raw, err := fd.SyscallConn()
+	if err != nil {
+		return false
+	}
+	return raw.Read(func(p uintptr) bool { return pollNow(p, unix.POLLIN) }) == nil
+}
+
+func pollNow(fd uintptr, events int16) bool {
+	fds := []unix.PollFd{{Fd: int32(fd), Events: events}}
+	n, err := unix.Poll(fds, 0)
+	return err == nil && n > 0 && fds[0].Revents&(events|unix.POLLHUP) != 0
+}
+
+// pidfdInfo is struct pidfd_info of linux/pidfd.h, first version.
+type pidfdInfo struct {
+	mask, cgroup uint64
+	ids          [11]uint32
+	exitCode     int32
+}
+
+const (
+	pidfdGetInfo  = 3<<30 | unsafe.Sizeof(pidfdInfo{})<<16 | 0xff<<8 | 11 // _IOWR(0xFF, 11, struct pidfd_info)
+	pidfdInfoExit = 1 << 3
+)
+
+// foreignCode asks the kernel (6.15 and later) how the process behind a pidfd
+// ended; it knows once the parent has reaped it. -1 is unknown.
+func foreignCode(fd *os.File) int {
+	raw, err := fd.SyscallConn()
+	if err != nil {
+		return -1
+	}
+	code := -1
+	ask := func(p uintptr) {
+		fds := []unix.PollFd{{Fd: int32(p), Events: 0}} // POLLHUP, the reaping, is always reported
+		if n, err := unix.Poll(fds, int(reapedWithin.Milliseconds())); err != nil || n == 0 {
+			return
+		}
+		info := pidfdInfo{mask: pidfdInfoExit}
+		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, p, pidfdGetInfo, uintptr(unsafe.Pointer(&info))); errno == 0 && info.mask&pidfdInfoExit != 0 {
+			code = exitCode(unix.WaitStatus(info.exitCode))
+		}
+	}
+	if err := raw.Control(ask); err != nil {
+		return -1
+	}
+	return code
+}
+
+// adoptChildren finds what an earlier server process started.
+func (c *children) adopt(ctx context.Context) error {
+	var old map[string]childProcess
+	if err := readJSON(c.paths.children(), &old); err != nil {
+		return err
+	}
+	for name, p := range old {
+		exited, err := watchProcess(ctx, c.reaper, p.PID, p.ProcStart)
+		if err != nil {
+			continue // it ended
+		}
+		p.exited = exited
+		c.adopted[name] = p
+	}
+	return nil
+}
+
+// heldSockets takes the sockets of an earlier server process out of its edge.
+func heldSockets(p *paths, edge childProcess) (map[orders.Listener]*os.File, error) {
+	var notes []heldSocket
+	if err := readJSON(p.sockets(), &notes); err != nil {
+		return nil, err
+	}
+	inodes := map[uint64]bool{}
+	for _, n := range notes {
+		inodes[n.Inode] = true
+	}
+	files, err := takeFrom(edge, inodes)
+	out := map[orders.Listener]*os.File{}
+	for _, n := range notes {
+		if f := files[n.Inode]; f != nil {
+			out[n.Listener] = f
+		}
+	}
+	return out, err
+}
+
+func takeFrom(p childProcess, inodes map[uint64]bool) (map[uint64]*os.File, error) {
+	if p.PID == 0 || len(inodes) == 0 {
+		return nil, nil
+	}
+	fd, err := openPidfd(p.PID, p.ProcStart)
+	if err != nil {
+		return nil, err
+	}
+	defer fd.Close()
+	return takeSockets(p.PID, fd, inodes)
+}
+
+// readJSON fills v; a file that does not exist leaves it as it is.
+func readJSON(path string, v any) error {
+	data, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(data, v); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
+}
+
+// adopt takes over what earlier server processes left: slots from their
+// files, machines that run, and the truth about those that do not any more.
+func (a *slots) adopt(rebooted bool, edge childProcess) error {
+	lives := a.journal.lives()
+	if rebooted {
+		// Nothing of before runs. Files may be left where the run directory
+		// is on a disk.
+		if err := os.RemoveAll(filepath.Join(a.cfg.Run, "slots")); err != nil {
+			return err
+		}
+	}
+	files, err := a.slotFiles()
+	if err != nil {
+		return err
+	}
+	existing, err := a.driver.List(a.ctx)
+	if err != nil {
+		return fmt.Errorf("adopt machines: %w", err)
+	}
+	byContainer := map[string]runtime.Existing{}
+	for _, e := range existing {
+		byContainer[e.ID] = e
+	}
+	inodes := map[uint64]bool{}
+	for _, f := range files {
+		inodes[f.Socket] = true
+	}
+	sockets, err := takeFrom(edge, inodes)
+	if err != nil {
+		a.log.Warn("sockets of machines not taken over", "err", err)
+	}
+	for _, f := range files {
+		if err := a.adoptSlot(f, lives[f.Instance], byContainer, sockets[f.Socket]); err != nil {
+			// One unreadable instance must not hold up its neighbours.
+			a.log.Error("instance not adopted", "machine", f.Machine, "instance", f.Instance, "err", err)
+			continue
+		}
+		delete(lives, f.Instance)
+	}
+	// What the journal knows and no file does: its exit is not journalled, or
+	// it has no files because the host was started anew.
+	for id, last := range lives {
+		e := orders.Entry{At: time.Now(), Machine: last.Machine, App: last.App, Instance: id, Generation: last.Generation, Number: last.Number}
+		if p := orders.PhaseAfter(last.Type); p != "" && p != orders.PhaseStopped {
+			e.Type, e.Exit = orders.EntryExited, &orders.Exit{Code: -1, Requested: last.Type == orders.EntryStopping}
+			e.Reason = "it ended while the platform was down"
+			if rebooted {
+				e.Reason = "the host was restarted"
+			}
+			a.journal.append(e)
+			e.Exit, e.Reason = nil, ""
+		}
+		e.Type = orders.EntryRemoved
+		a.journal.append(e)
+	}
+	a.journal.flush(a.journal.last())
+	a.deleteStrays(byContainer)
+	return nil
+}
+
+// slotFiles reads every slot's file.
+func (a *slots) slotFiles() ([]slotFile, error) {
+	entries, err := os.ReadDir(filepath.Join(a.cfg.Run, "slots"))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	var out []slotFile
+	for _, e := range entries {
+		var f slotFile
+		err := readJSON(filepath.Join(a.cfg.Run, "slots", e.Name(), "slot.json"), &f)
+		if err != nil || string(f.Instance) != e.Name() {
+			a.log.Error("instance's file is unreadable, ignored", "instance", e.Name(), "err", err)
+			continue
+		}
+		out = append(out, f)
+	}
+	return out, nil
+}
+
+// adoptSlot takes one instance over. Containers it owns are removed from
+// byContainer.
+func (a *slots) adoptSlot(f slotFile, last orders.Entry, byContainer map[string]runtime.Existing, api *os.File) error {
+	s := &slot{all: a, id: f.Instance, api: api, phase: orders.PhaseStopped, changed: make(chan struct{})}
+	s.machine, s.app, s.generation, s.leaseUntil = f.Machine, f.App, f.Generation, f.LeaseUntil
+	s.next = f.Next
+	s.stamp, s.since = last.Stamp, last.At
+	if s.api == nil {
+		l, err := listenMachine(a.apiDir(f.Instance))
+		if err != nil {
+			return err
+		}
+		s.api = l
+	}
+	phase := orders.PhaseAfter(last.Type)
+	if b := f.Running; b != nil {
+		c, exists := byContainer[b.Container]
+		delete(byContainer, b.Container)
+		r := &run{boot: *b, pid: f.PID, procStart: f.ProcStart, startedAt: f.StartedAt, source: s.source(), ended: make(chan struct{}), oomKills: f.OOMKills}
+		s.run = r
+		s.phase = phase
+		exited, err := a.adoptRun(r, exists && c.Running)
+		if err != nil {
+			a.log.Info("machine ended while nobody watched", "machine", s.machine, "instance", s.id)
+		}
+		r.stopAsked = phase == orders.PhaseStopping
+		a.share(s)
+		a.resettle(s, r, exited == nil)
+		a.tasks.Go(func() {
+			if exited == nil {
+				s.exited(r, -1)
+				return
+			}
+			select {
+			case code := <-exited:
+				s.exited(r, code)
+			case <-a.ctx.Done():
+				s.leave(r)
+			}
+		})
+		return nil
+	}
+	a.share(s)
+	if phase == orders.PhaseStarting {
+		// The server process died in a start. If there is a container, it is a
+		// stray that is deleted.
+		s.phase = phase
+		s.record(orders.Entry{Type: orders.EntryFailed, Number: last.Number, Source: last.Source, Reason: last.Reason, Error: "the platform's server process ended during the start"})
+		if s.next != nil && s.next.Number == last.Number {
+			s.next = nil
+		}
+	} else if phase != "" && phase != orders.PhaseStopped {
+		s.phase = phase
+		s.record(orders.Entry{Type: orders.EntryExited, Number: last.Number, Exit: &orders.Exit{Code: -1, Requested: phase == orders.PhaseStopping}})
+	}
+	s.save()
+	return nil
+}
+
+func (a *slots) share(s *slot) {
+	a.mu.Lock()
+	a.byID[s.id] = s
+	a.mu.Unlock()
+}
+
+// adoptRun takes over a running boot's process and output.
+func (a *slots) adoptRun(r *run, running bool) (<-chan int, error) {
+	if !r.boot.TTY {
+		if f, err := openFIFO(a.fifo(r.boot.Instance, r.boot.Container), true); err == nil {
+			r.out = carry(f, a.logs.stream(r.source))
+		} else {
+			a.log.Warn("machine output not taken over", "machine", r.boot.Machine, "err", err)
+		}
+	}
+	if !running {
+		return nil, errGone(r.boot.Instance)
+	}
+	return watchProcess(a.ctx, a.reaper, r.pid, r.procStart)
+}
+
+// resettle brings an adopted run into the state that the journal says, since
+// the old process may have died between a deed and its entry.
+func (a *slots) resettle(s *slot, r *run, alive bool) {
+	if !alive {
+		return
+	}
+	a.limit(r.boot)
+	switch s.phase {
+	case orders.PhaseSuspended:
+		if err := a.driver.Freeze(r.boot.Container); err != nil {
+			a.log.Error("suspended machine not frozen", "machine", s.machine, "err", err)
+		}
+		s.reclaimDue = time.Now().Add(a.reclaimAfter)
+	case orders.PhaseSuspending:
+		if err := a.driver.Thaw(r.boot.Container); err != nil {
+			a.log.Error("machine not thawed", "machine", s.machine, "err", err)
+		}
+		s.record(orders.Entry{Type: orders.EntryResumed, Number: r.boot.Number, PID: r.pid, Source: orders.SourceHost, Reason: "the platform's server process was restarted"})
+	case orders.PhaseStopping:
+		timeout := r.boot.Stop.Timeout
+		if timeout <= 0 {
+			timeout = root.DefaultStopTimeout
+		}
+		a.tasks.Go(func() { s.insist(r, timeout) })
+	case orders.PhaseStarted:
+		if err := a.driver.Thaw(r.boot.Container); err != nil {
+			a.log.Error("machine not thawed", "machine", s.machine, "err", err)
+		}
+	default:
+		s.record(orders.Entry{Type: orders.EntryStarted, Number: r.boot.Number, PID: r.pid, Source: orders.SourceHost, Reason: "the platform's server process was restarted"})
+	}
+	s.mark()
+}
+
+// deleteStrays deletes containers that no slot knows: an earlier process died
+// between making one and noting it.
+func (a *slots) deleteStrays(byContainer map[string]runtime.Existing) {
+	for id := range byContainer {
+		ctx, cancel := context.WithTimeout(a.ctx, cleanTimeout)
+		if err := a.driver.Delete(ctx, id, true); err != nil {
+			a.log.Error("stray container not deleted", "container", id, "err", err)
+		}
+		cancel()
+	}
+}

@@ -1,0 +1,60 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"net"
+	"time"
+
+	root "github.com/roost-run/roost"
+)
+
+// builderTimeout is how long the builder may take until its socket answers.
+const builderTimeout = 20 * time.Second
+
+// startBuilder makes sure that the builder runs and answers. It ends by itself
+// when it has been idle.
+func (s *server) startBuilder(ctx context.Context) error {
+	s.building.Lock()
+	defer s.building.Unlock()
+	ctx, cancel := context.WithTimeoutCause(ctx, builderTimeout, errors.New("the builder did not open its socket"))
+	defer cancel()
+	if answers(ctx, s.cfg.BuilderSocket()) {
+		return nil
+	}
+	p, err := s.children.startOrAdopt(childBuilder)
+	if err != nil {
+		return err
+	}
+	ended := make(chan struct{})
+	s.builders.Go(func() {
+		select {
+		case code := <-p.exited:
+			s.children.set(childBuilder, nil)
+			s.log.Info("builder ended", "pid", p.PID, "code", code)
+		case <-s.closing:
+			s.children.terminate(childBuilder, p)
+		}
+		close(ended)
+	})
+	for !answers(ctx, s.cfg.BuilderSocket()) {
+		select {
+		case <-ended:
+			return root.Errorf(root.Unavailable, "the builder ended at its start; the server's log says why")
+		case <-ctx.Done():
+			return &root.Error{Kind: root.Unavailable, Message: "the builder did not start", Err: context.Cause(ctx)}
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	return nil
+}
+
+func answers(ctx context.Context, socket string) bool {
+	var d net.Dialer
+	c, err := d.DialContext(ctx, "unix", socket)
+	if err != nil {
+		return false
+	}
+	_ = c.Close()
+	return true
+}

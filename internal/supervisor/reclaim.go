@@ -1,0 +1,101 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/internal/orders"
+)
+
+// kickReclaim makes the reclaimer look again.
+func (a *slots) kickReclaim() {
+	select {
+	case a.reclaimKick <- struct{}{}:
+	default:
+	}
+}
+
+// reclaimer gives the memory of suspended machines back when their time has
+// come, the one that sleeps longest first, one at a time.
+func (a *slots) reclaimer(ctx context.Context) {
+	for ctx.Err() == nil {
+		s, due := a.oldestSuspended()
+		patience := time.Duration(-1)
+		if s != nil {
+			patience = max(time.Until(due), 0)
+		}
+		if patience != 0 {
+			_ = wait(ctx, a.reclaimKick, patience) // the loop looks at ctx
+			continue
+		}
+		if err := a.reclaim(ctx, s); err != nil && ctx.Err() == nil {
+			a.log.Warn("memory of a suspended machine not given back", "machine", s.machine, "err", err)
+		}
+	}
+}
+
+// oldestSuspended returns the slot whose reclaim is due first, nil if none is.
+func (a *slots) oldestSuspended() (oldest *slot, due time.Time) {
+	for _, s := range a.list() {
+		s.mu.Lock()
+		d := s.reclaimDue
+		s.mu.Unlock()
+		if !d.IsZero() && (oldest == nil || d.Before(due)) {
+			oldest, due = s, d
+		}
+	}
+	return oldest, due
+}
+
+// reclaimOne gives one suspended machine's memory back at once, whether its
+// time has come or not, and says whether there was one.
+func (a *slots) reclaimOne(ctx context.Context) bool {
+	s, _ := a.oldestSuspended()
+	if s == nil {
+		return false
+	}
+	if err := a.reclaim(ctx, s); err != nil {
+		a.log.Warn("memory of a suspended machine not given back", "machine", s.machine, "err", err)
+	}
+	return true
+}
+
+// reclaim gives a suspended machine's memory back; a wake ends it early, which
+// is no error. One that is not suspended gives Precondition.
+func (a *slots) reclaim(ctx context.Context, s *slot) error {
+	a.reclaiming.Lock()
+	defer a.reclaiming.Unlock()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	s.mu.Lock()
+	if s.phase != orders.PhaseSuspended || s.flight != nil {
+		s.reclaimDue = time.Time{}
+		s.mu.Unlock()
+		return s.notRunning("reclaim")
+	}
+	r, stamp := s.run, s.stamp
+	s.reclaimDue, s.reclaimEnd = time.Time{}, cancel
+	s.mu.Unlock()
+	amount := r.boot.Memory
+	if st, err := a.driver.Stats(r.boot.Container); err == nil {
+		amount = st.Memory
+	}
+	got, err := a.driver.Reclaim(ctx, r.boot.Container, amount)
+	s.mu.Lock()
+	s.reclaimEnd = nil
+	still := s.stamp == stamp && s.phase == orders.PhaseSuspended
+	if still {
+		s.reclaimed = true
+		s.swapped += max(got, 0)
+	}
+	s.mu.Unlock()
+	if !still || errors.Is(err, context.Canceled) {
+		return nil
+	}
+	if err == nil || got > 0 {
+		s.record(orders.Entry{Type: orders.EntryReclaimed, Number: r.boot.Number, Reason: root.Bytes(got).String()})
+	}
+	return err
+}

@@ -1,0 +1,382 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"reflect"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/containerd/go-runc"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/internal/config"
+	"github.com/roost-run/roost/internal/ipc"
+	"github.com/roost-run/roost/internal/network"
+	"github.com/roost-run/roost/internal/orders"
+	"github.com/roost-run/roost/internal/runtime"
+	"github.com/roost-run/roost/internal/runtime/cgroup"
+	runcdriver "github.com/roost-run/roost/internal/runtime/runc"
+	"github.com/roost-run/roost/internal/runtime/swap"
+)
+
+// closeTimeout bounds each step of going away.
+const closeTimeout = 30 * time.Second
+
+var (
+	errStopped  = errors.New("the server was told to stop")
+	errShutdown = errors.New("the server was told to shut down")
+	errUpgrade  = errors.New("the server replaces itself by the binary on disk")
+)
+
+// server is the process.
+type server struct {
+	cfg      config.Config
+	log      *slog.Logger
+	paths    *paths
+	reaper   *reaper
+	network  *network.Router
+	cgroups  *cgroup.Parent
+	swap     *swap.Swap
+	slots    *slots
+	children *children
+	sockets  []socket
+
+	closing chan struct{}           // closed when streams have to end
+	end     context.CancelCauseFunc // ends Run
+
+	building sync.Mutex // one start of the builder at a time
+	builders sync.WaitGroup
+}
+
+// Run is "roost server": it returns when ctx ends, or when it is told to stop.
+// Machines run on unless the order said otherwise.
+func Run(ctx context.Context, cfg config.Config) error {
+	exe, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find the own binary: %w", err)
+	}
+	return runWith(ctx, cfg, func(name string) []string { return []string{exe, name, "--run", cfg.Run} })
+}
+
+// runWith is Run with the children's command lines given.
+func runWith(ctx context.Context, cfg config.Config, argv func(child string) []string) (err error) {
+	log := newLogger(cfg.LogLevel)
+	for dir, perm := range map[string]os.FileMode{cfg.Data: 0o700, cfg.Run: 0o755, filepath.Join(cfg.Run, "netns"): 0o755, filepath.Join(cfg.Run, "slots"): 0o700} {
+		if err := os.MkdirAll(dir, perm); err != nil {
+			return fmt.Errorf("make the directories: %w", err)
+		}
+	}
+	unlock, err := lock(filepath.Join(cfg.Run, "server.lock"))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	before, beforeErr := config.ReadEffective(cfg.Run)
+	if err := config.WriteEffective(cfg); err != nil {
+		return err
+	}
+	if err := becomeSubreaper(); err != nil {
+		return err
+	}
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(errStopped)
+	// What has to go on while the server goes away hangs on life, not on ctx.
+	life, endLife := context.WithCancel(context.WithoutCancel(ctx))
+	defer endLife()
+
+	s := &server{
+		cfg: cfg, log: log, paths: &paths{cfg.Run}, reaper: newReaper(),
+		closing: make(chan struct{}), end: end,
+	}
+	s.children = &children{argv: argv, reaper: s.reaper, paths: s.paths, log: log, running: map[string]childProcess{}, adopted: map[string]childProcess{}}
+	if err := s.children.adopt(life); err != nil {
+		return err
+	}
+	runc.Monitor = s.reaper // go-runc has no other place for it
+	reaping := make(chan struct{})
+	reaperCtx, endReaper := context.WithCancel(context.WithoutCancel(ctx))
+	go func() {
+		defer close(reaping)
+		s.reaper.run(reaperCtx)
+	}()
+	defer func() {
+		endReaper()
+		<-reaping
+	}()
+
+	s.network, err = network.OpenRouter(ctx, networkOptions(&cfg), log)
+	if err != nil {
+		return fmt.Errorf("network: %w", err)
+	}
+	released := false
+	defer func() {
+		if !released {
+			s.network.Release()
+		}
+	}()
+	s.children.within = map[string]func(func() error) error{childEdge: s.network.Do}
+	edge := s.children.adopted[childEdge]
+	held, err := heldSockets(s.paths, edge)
+	if err != nil {
+		log.Warn("sockets of the running edge not taken over", "err", err)
+	}
+	s.sockets, err = openSockets(ctx, &cfg, s.network.Do, held)
+	for _, f := range held {
+		_ = f.Close() // the new configuration does not want it
+	}
+	if err != nil {
+		return err
+	}
+	defer func() {
+		for _, l := range s.sockets {
+			_ = l.file.Close()
+		}
+	}()
+	if err := saveSockets(s.paths, s.sockets); err != nil {
+		return err
+	}
+	if err := s.openRuntime(life); err != nil {
+		return err
+	}
+	if err := s.adopt(edge); err != nil {
+		return err
+	}
+	if beforeErr == nil && !reflect.DeepEqual(before, cfg) {
+		s.children.renew("the configuration changed")
+	}
+	return s.serve(ctx, life, endLife, &released)
+}
+
+// networkOptions say where the network of this instance lives.
+func networkOptions(cfg *config.Config) network.Options {
+	o := network.Options{Name: cfg.InstanceName(), Namespace: cfg.RouterNamespace(), HostNamespace: cfg.HostNamespace()}
+	for _, l := range cfg.Listen {
+		if _, p, err := net.SplitHostPort(l.Addr); err == nil {
+			if n, err := strconv.ParseUint(p, 10, 16); err == nil && n > 0 {
+				o.Published = append(o.Published, uint16(n))
+			}
+		}
+	}
+	return o
+}
+
+// openRuntime sets up control groups, swap and the driver, and the slots over
+// them.
+func (s *server) openRuntime(life context.Context) (err error) {
+	cfg := &s.cfg
+	total := cfg.Memory
+	if total == 0 {
+		if total, err = hostMemory(); err != nil {
+			return err
+		}
+		total -= cfg.Reserve
+	}
+	if total < 64*root.MiB {
+		return root.Errorf(root.Precondition, "the machines would have %s of memory together: lower \"reserve\" or set \"memory\"", total)
+	}
+	driver := runcdriver.New(runcdriver.Options{Binary: cfg.Runtime, Root: cfg.RuntimeRoot(), CgroupParent: cfg.CgroupParent(), Log: s.log})
+	if s.cgroups, err = driver.Cgroup(); err != nil {
+		return fmt.Errorf("control groups: %w", err)
+	}
+	if err := s.cgroups.SetLimit(total); err != nil {
+		return err
+	}
+	if s.swap, err = swap.Setup(cfg.Swap, total, cfg.Data); err != nil {
+		return fmt.Errorf("swap: %w", err)
+	}
+	s.slots = newSlots(life, *cfg, driver, s.network, s.reaper, s.log)
+	s.slots.memory = newMemory(s.cgroups.Free, func() root.Bytes { return total })
+	s.slots.limit = func(b orders.Boot) {
+		if err := s.cgroups.SetMemory(b.Container, b.Memory, b.Swap); err != nil {
+			s.log.Warn("memory limit not set", "machine", b.Machine, "err", err)
+		}
+	}
+	return nil
+}
+
+func newSlots(life context.Context, cfg config.Config, d runtime.Driver, r router, rp *reaper, log *slog.Logger) *slots {
+	return &slots{
+		ctx: life, cfg: cfg, driver: d, router: r, reaper: rp, log: log,
+		reclaimAfter: cfg.Reclaim, reclaimKick: make(chan struct{}, 1),
+		byID:  map[root.InstanceID]*slot{},
+		limit: func(orders.Boot) {},
+		logs:  &logs{dir: cfg.LogDir, budget: cfg.Logs, region: cfg.Region, log: log, open: map[root.MachineID]*logWriter{}},
+	}
+}
+
+// adopt opens the journal and takes over what runs.
+func (s *server) adopt(edge childProcess) error {
+	id, err := kernelBootID()
+	if err != nil {
+		return err
+	}
+	var rebooted bool
+	if s.slots.journal, rebooted, err = openJournal(s.cfg.Journal(), id, time.Now(), s.log); err != nil {
+		return err
+	}
+	return s.slots.adopt(rebooted, edge)
+}
+
+// serve runs until ctx ends and then goes away in order.
+func (s *server) serve(ctx, life context.Context, endLife context.CancelFunc, released *bool) (err error) {
+	l, err := ipc.Listen(s.cfg.SupervisorSocket(), 0o600)
+	if err != nil {
+		return err
+	}
+	hs := ipc.NewServer(s.handler())
+	// Requests outlive ctx a little: an order under way is carried out.
+	hs.BaseContext = func(net.Listener) context.Context { return life }
+	stopUpgrade := s.upgradeOn(syscall.SIGUSR2)
+	defer stopUpgrade()
+
+	g, gctx := errgroup.WithContext(ctx)
+	served := make(chan error, 1)
+	go func() { served <- hs.Serve(l) }()
+	g.Go(func() error {
+		select {
+		case err := <-served:
+			return fmt.Errorf("serve orders: %w", err)
+		case <-gctx.Done():
+			return nil
+		}
+	})
+	g.Go(func() error {
+		s.children.keepAll(gctx)
+		return nil
+	})
+	g.Go(func() error {
+		s.slots.reclaimer(gctx)
+		return nil
+	})
+	g.Go(func() error {
+		if err := s.network.Wakes(gctx, s.slots.firstPacket); gctx.Err() == nil {
+			// Wakes by request go on; the operator learns of the rest.
+			s.log.Error("first packets to suspended machines are not seen", "err", err)
+		}
+		return nil
+	})
+	s.log.Info("server is up", "pid", os.Getpid(), "machines", len(s.slots.list()), "swap", s.swap.Kind, "cgroup", s.cgroups.Version())
+	s.notifyReady()
+	err = g.Wait()
+	cause := context.Cause(ctx)
+	s.log.Info("server is going away", "cause", cause)
+	close(s.closing)
+	s.builders.Wait()
+
+	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+	defer cancel()
+	var undone error
+	if errors.Is(cause, errShutdown) {
+		undone = s.undo(clean)
+		*released = true
+	}
+	err = errors.Join(err, ignoreTimeout(hs.Shutdown(clean)), undone)
+	endLife()
+	s.slots.tasks.Wait()
+	s.slots.logs.close()
+	err = errors.Join(err, s.slots.journal.close())
+	if errors.Is(cause, errUpgrade) && err == nil {
+		return s.replace()
+	}
+	return err
+}
+
+// ignoreTimeout: a request that does not end is cut off by the exit.
+func ignoreTimeout(err error) error {
+	if errors.Is(err, context.DeadlineExceeded) {
+		return nil
+	}
+	return err
+}
+
+// shutdown carries the order out up to the point where the process ends.
+func (s *server) shutdown(ctx context.Context, o orders.Shutdown) error {
+	if !o.Machines {
+		s.end(errStopped)
+		return nil
+	}
+	// Control first, or it would start again what stops.
+	s.children.stopAll()
+	err := s.slots.stopAll(ctx)
+	s.end(errShutdown)
+	return err
+}
+
+func (s *server) host() (orders.HostStatus, error) {
+	free, err := s.slots.memory.free()
+	if err != nil {
+		return orders.HostStatus{}, err
+	}
+	return orders.HostStatus{
+		Boot: s.slots.journal.last().Boot, PID: os.Getpid(), CgroupVersion: s.cgroups.Version(),
+		Total: s.slots.memory.total(), Free: free, Swap: s.swap.Kind, Children: s.children.pids(),
+	}, nil
+}
+
+// lock makes sure that a run directory has one server.
+func lock(path string) (unlock func(), err error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		holder, _ := os.ReadFile(path) // best effort, for the message
+		_ = f.Close()
+		return nil, &root.Error{Kind: root.Conflict, Message: fmt.Sprintf("another roost server (process %s) uses this run directory: stop it, or give this one its own --run and --data", holder), Err: err}
+	}
+	err = errors.Join(f.Truncate(0), writeAt(f, strconv.Itoa(os.Getpid())))
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return func() { _ = f.Close() }, nil
+}
+
+func writeAt(f *os.File, s string) error {
+	_, err := f.WriteAt([]byte(s), 0)
+	return err
+}
+
+func newLogger(level string) *slog.Logger {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		l = slog.LevelInfo
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: l}))
+}
+
+func hostMemory() (root.Bytes, error) {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return 0, fmt.Errorf("host memory: %w", err)
+	}
+	return root.Bytes(uint64(info.Totalram) * uint64(info.Unit)), nil
+}
+
+// upgradeOn ends Run with errUpgrade at a signal.
+func (s *server) upgradeOn(sig os.Signal) (stop func()) {
+	ch := make(chan os.Signal, 1)
+	signal.Notify(ch, sig)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if _, ok := <-ch; ok {
+			s.end(errUpgrade)
+		}
+	}()
+	return func() {
+		signal.Stop(ch)
+		close(ch)
+		<-done
+	}
+}
