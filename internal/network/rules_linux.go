@@ -23,7 +23,7 @@ const (
 	maxDynamic = 65535
 )
 
-// tables are the sets of the router's table. The rules never change with the
+// sets are those of the router's table. The rules never change with the
 // machines; only these do.
 type sets struct {
 	networks  *nftables.Set // interface -> network
@@ -37,7 +37,7 @@ type sets struct {
 
 func newSets(t *nftables.Table) sets {
 	set := func(name string, types ...nftables.SetDatatype) *nftables.Set {
-		s := &nftables.Set{Table: t, Name: name, KeyType: types[0]}
+		s := &nftables.Set{Table: t, Name: name, KeyType: types[0], KeyByteOrder: binaryutil.NativeEndian}
 		if len(types) > 1 {
 			s.KeyType = nftables.MustConcatSetType(types...)
 		}
@@ -186,9 +186,10 @@ func routerRules(c *nftables.Conn) (sets, error) {
 		rule(oif(uplink), jump(egress.Name)),
 		rule(match{
 			meta(expr.MetaKeyIIFNAME, reg1),
-			&expr.Lookup{SetName: s.networks.Name, SetID: s.networks.ID, SourceRegister: reg1, DestRegister: regMark, IsDestRegSet: true},
-			meta(expr.MetaKeyOIFNAME, regBehind), in(s.members, regMark),
-		}, jump(private.Name)),
+			&expr.Lookup{SetName: s.networks.Name, SetID: s.networks.ID, SourceRegister: reg1, DestRegister: reg1, IsDestRegSet: true},
+			&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: reg1},
+		}),
+		rule(match{meta(expr.MetaKeyMARK, regMark), meta(expr.MetaKeyOIFNAME, regBehind), in(s.members, regMark)}, jump(private.Name)),
 	)
 	addChain(c, &nftables.Chain{Table: t, Name: "postrouting", Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource, Policy: policy(nftables.ChainPolicyAccept)},
 		rule(oif(uplink), masquerade()),

@@ -50,33 +50,79 @@ func addressesOf(name string, subnet netip.Prefix) uplinkAddresses {
 	return uplinkAddresses{host4: host4, router4: host4.Next(), host6: host6, router6: host6.Next()}
 }
 
-// remembered is how the host was before any instance of Roost changed it. It
-// is written on the uplink itself, as its alias, before the change: so it
-// survives a crash, and goes with the network it speaks of.
-type remembered struct{ forward4, forward6 string }
-
-func (r remembered) alias(name string) string {
-	return fmt.Sprintf("roost %s ip_forward=%s ip6_forward=%s", name, r.forward4, r.forward6)
-}
-
-func parseAlias(alias string) (remembered, bool) {
-	var r remembered
-	var ok4, ok6 bool
-	for _, word := range strings.Fields(alias) {
-		if v, ok := strings.CutPrefix(word, "ip_forward="); ok {
-			r.forward4, ok4 = v, true
-		}
-		if v, ok := strings.CutPrefix(word, "ip6_forward="); ok {
-			r.forward6, ok6 = v, true
-		}
-	}
-	return r, ok4 && ok6
-}
+// remembered are the host's settings before any instance of Roost changed
+// them. They are written on the uplink itself, as its alias, before the change:
+// so they survive a crash, and go with the network they speak of.
+type remembered []sysctl
 
 const (
 	forward4 = "ipv4/ip_forward"
 	forward6 = "ipv6/conf/all/forwarding"
 )
+
+// touched are the settings that switching forwarding changes: the kernel
+// itself changes accept_redirects, and forwarding of each interface.
+var touched = []string{forward4, "ipv4/conf/all/accept_redirects", forward6}
+
+func (r remembered) get(path string) string {
+	for _, s := range r {
+		if s.path == path {
+			return s.value
+		}
+	}
+	return ""
+}
+
+// alias prints what fits; the settings that do not are interfaces' own.
+func (r remembered) alias() string {
+	s := "roost"
+	for _, word := range r {
+		if next := s + " " + word.path + "=" + word.value; len(next) < maxAlias {
+			s = next
+		}
+	}
+	return s
+}
+
+func parseAlias(alias string) (remembered, bool) {
+	words := strings.Fields(alias)
+	if len(words) == 0 || words[0] != "roost" {
+		return nil, false
+	}
+	var r remembered
+	for _, word := range words[1:] {
+		if path, value, ok := strings.Cut(word, "="); ok {
+			r = append(r, sysctl{path, value})
+		}
+	}
+	return r, r.get(forward4) != ""
+}
+
+// readHost reads the settings, in the host's namespace.
+func readHost() (remembered, error) {
+	var r remembered
+	for _, path := range touched {
+		value, err := getSysctl(path)
+		if err != nil {
+			return nil, err
+		}
+		r = append(r, sysctl{path, value})
+	}
+	for _, family := range []struct{ dir, all string }{{"ipv4/conf", forward4}, {"ipv6/conf", forward6}} {
+		entries, err := os.ReadDir("/proc/sys/net/" + family.dir)
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range entries {
+			path := family.dir + "/" + e.Name() + "/forwarding"
+			value, err := getSysctl(path)
+			if err == nil && e.Name() != "all" && value != r.get(family.all) && !strings.HasPrefix(e.Name(), hostLink("")) {
+				r = append(r, sysctl{path, value})
+			}
+		}
+	}
+	return r, nil
+}
 
 // lockHost keeps the instances of one host from setting up or taking down
 // their uplinks at the same time. The lock is on the namespace itself.
@@ -150,7 +196,7 @@ func (r *Router) connect(ctx context.Context) (uplinkAddresses, error) {
 			return none, err
 		}
 	}
-	u.v6 = v6 && (was.forward6 == "1" || v6Route != unix.RTPROT_RA)
+	u.v6 = v6 && (was.get(forward6) == "1" || v6Route != unix.RTPROT_RA)
 	if v6 && !u.v6 {
 		r.log.Warn("machines get no ipv6 to the internet: the host learned its route from router advertisements, which forwarding would switch off")
 	}
@@ -307,31 +353,24 @@ func (r *Router) rememberHost(link netlink.Link) (remembered, error) {
 	var was remembered
 	others, err := otherUplinks(r.hostNL, r.o.Name)
 	if err != nil {
-		return was, err
+		return nil, err
 	}
-	found := false
 	for _, o := range others {
 		if w, ok := parseAlias(o.Attrs().Alias); ok {
-			was, found = w, true
+			was = w
 		}
 	}
-	if !found {
+	if was == nil {
 		err := within(r.host, func() (err error) {
-			if was.forward4, err = getSysctl(forward4); err != nil {
-				return err
-			}
-			was.forward6, err = getSysctl(forward6)
-			if errors.Is(err, os.ErrNotExist) {
-				was.forward6, err = "-", nil
-			}
+			was, err = readHost()
 			return err
 		})
 		if err != nil {
-			return was, fmt.Errorf("read the host's forwarding: %w", err)
+			return nil, fmt.Errorf("read the host's forwarding: %w", err)
 		}
 	}
-	if err := r.hostNL.LinkSetAlias(link, was.alias(r.o.Name)); err != nil {
-		return was, fmt.Errorf("remember the host's forwarding: %w", err)
+	if err := r.hostNL.LinkSetAlias(link, was.alias()); err != nil {
+		return nil, fmt.Errorf("remember the host's forwarding: %w", err)
 	}
 	return was, nil
 }
@@ -408,16 +447,17 @@ func (r *Router) forget(link netlink.Link) error {
 	if !ok {
 		return nil
 	}
+	others, err := otherUplinks(r.hostNL, r.o.Name)
+	if err != nil || len(others) > 0 {
+		return err
+	}
 	links, err := r.hostNL.LinkList()
 	if err != nil {
 		return fmt.Errorf("list the host's links: %w", err)
 	}
 	for _, l := range links {
 		name := l.Attrs().Name
-		if l.Type() == "veth" && strings.HasPrefix(name, hostLink("")) && name != link.Attrs().Name {
-			return nil
-		}
-		if l.Type() != "bridge" || was.forward4 != "0" {
+		if l.Type() != "bridge" || was.get(forward4) != "0" {
 			continue
 		}
 		if addrs, err := r.hostNL.AddrList(l, unix.AF_INET); err == nil && len(addrs) > 0 {
@@ -426,14 +466,16 @@ func (r *Router) forget(link netlink.Link) error {
 		}
 	}
 	err = within(r.host, func() error {
-		settings := []sysctl{{forward4, was.forward4}}
-		if was.forward6 != "-" {
-			// Writing resets every interface: not when nothing changed.
-			if now, err := getSysctl(forward6); err == nil && now != was.forward6 {
-				settings = append(settings, sysctl{forward6, was.forward6})
+		for _, s := range was {
+			// Writing forwarding resets every interface: not when nothing changed.
+			if now, err := getSysctl(s.path); err != nil || now == s.value {
+				continue // an interface that is gone, or nothing to do
+			}
+			if err := setSysctls(s); err != nil {
+				return err
 			}
 		}
-		return setSysctls(settings...)
+		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("restore the host's forwarding: %w", err)

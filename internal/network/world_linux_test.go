@@ -281,20 +281,3 @@ func refused(t testing.TB, what string, ns *os.File, network, addr string) {
 }
 
 func at(ip string, port int) string { return net.JoinHostPort(ip, fmt.Sprint(port)) }
-
-func TestMachinesOfOneNetwork(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t)
-	a, b := w.attach(1, 7), w.attach(2, 7)
-	for _, m := range []*machine{a, b} {
-		echoTCP(t, m.ns, ":8080")
-		echoUDP(t, m.ns, ":8080")
-	}
-	for _, p := range []struct{ from, to *machine }{{a, b}, {b, a}} {
-		for _, network := range []string{"tcp", "udp"} {
-			reaches(t, "same network", p.from.ns, network, at(p.to.IPv4, 8080), p.from.IPv4)
-			reaches(t, "same network", p.from.ns, network, at(p.to.IPv6, 8080), p.from.IPv6)
-		}
-		reaches(t, "second address", p.from.ns, "tcp", at(SecondIPv4(p.to.IPv4), 8080), p.from.IPv4)
-	}
-}
