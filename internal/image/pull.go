@@ -2,18 +2,65 @@ package image
 
 import (
 	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/remotes"
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
+	"github.com/containerd/containerd/v2/pkg/reference"
+	"github.com/containerd/errdefs"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
 
 	root "github.com/roost-run/roost"
 )
 
+const (
+	// parallelLayers is how many layers of one image are fetched at once.
+	parallelLayers = 3
+	// stallTimeout ends a download that delivers nothing: a slow registry still
+	// sends something within it, a dead connection never does.
+	stallTimeout = time.Minute
+	// connectTimeout bounds dialling and the TLS handshake, answerTimeout the
+	// wait for a registry's reply.
+	connectTimeout = 10 * time.Second
+	answerTimeout  = 30 * time.Second
+	// progressInterval is how often a caller hears of progress.
+	progressInterval = 200 * time.Millisecond
+)
+
 // Progress is how far a pull is.
 type Progress struct {
-	Stage  string     // "resolve", "download", "unpack", "done"
+	Stage  string     // one of the Stage constants
 	Layers int        // of the image; 0 while unknown
 	Done   int        // layers that are here
 	Bytes  root.Bytes // received so far
-	Total  root.Bytes // of the image's blobs; 0 while unknown
+	Total  root.Bytes // of the layers to receive; 0 while unknown
 }
+
+// The stages of a pull, in order.
+const (
+	StageResolve  = "resolve"
+	StageDownload = "download"
+	StageUnpack   = "unpack"
+	StageDone     = "done"
+)
+
+// CodeRegistryUnauthorized is the code of the error for an image that the
+// registry does not give to us.
+const CodeRegistryUnauthorized = "registry_unauthorized"
 
 // Resolve returns the image that reference means, from this host if it is
 // here, by digest or else by name, and otherwise by Pull. The result is pinned
@@ -24,14 +71,427 @@ func (s *Store) Resolve(ctx context.Context, reference string) (root.Image, erro
 		return root.Image{}, err
 	}
 	img, err := s.local(Context(ctx), r)
-	if !root.IsKind(err, root.NotFound) || r.domain == "" || s.own(r) {
+	if !root.IsKind(err, root.NotFound) || r.domain == "" {
 		return img, err
 	}
 	return s.Pull(ctx, reference, nil)
 }
 
 // Pull fetches and unpacks the image that reference means, even if one of that
-// name is here. Progress, if set, is called from one goroutine at a time.
+// name is here; blobs that are here are not fetched again. Progress, if set, is
+// called from one goroutine at a time. Kinds: NotFound (no such repository, no
+// such tag; both say so), Invalid (reference, architecture, damaged content,
+// and with CodeRegistryUnauthorized a registry that wants other credentials),
+// Unavailable (registry out of reach, overloaded or broken).
 func (s *Store) Pull(ctx context.Context, reference string, progress func(Progress)) (root.Image, error) {
-	return root.Image{}, root.Errorf(root.Unimplemented, "pulling images is not built yet")
+	r, err := parseRef(reference)
+	if err != nil {
+		return root.Image{}, err
+	}
+	if r.domain == "" {
+		return root.Image{}, root.Errorf(root.NotFound, "image %s is not on this host, and a digest alone does not say where to get it", r)
+	}
+	if s.own(r) {
+		img, err := s.local(Context(ctx), r)
+		if root.IsKind(err, root.NotFound) {
+			return root.Image{}, root.Errorf(root.NotFound, "image %s is not in this host's registry: build or push it first", r)
+		}
+		return img, err
+	}
+	ctx, done, err := s.Flight(ctx)
+	if err != nil {
+		return root.Image{}, err
+	}
+	defer done()
+	p := &puller{s: s, r: r}
+	p.stage.Store(&stageResolve)
+	stop := p.report(progress)
+	img, err := p.pull(ctx)
+	stop(err == nil)
+	if err != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		return root.Image{}, fmt.Errorf("pull %s: %w", r, err)
+	}
+	return img, nil
+}
+
+var stageResolve, stageDownload, stageUnpack = StageResolve, StageDownload, StageUnpack
+
+// puller is one pull.
+type puller struct {
+	s *Store
+	r ref
+
+	stage            atomic.Pointer[string]
+	layers, done     atomic.Int64
+	received, wanted atomic.Int64
+	hosts            docker.RegistryHosts
+	fetcher          remotes.Fetcher
+}
+
+// report calls progress now and then until the returned function is called.
+func (p *puller) report(progress func(Progress)) (stop func(ok bool)) {
+	if progress == nil {
+		return func(bool) {}
+	}
+	now := func() Progress {
+		return Progress{Stage: *p.stage.Load(), Layers: int(p.layers.Load()), Done: int(p.done.Load()), Bytes: root.Bytes(p.received.Load()), Total: root.Bytes(p.wanted.Load())}
+	}
+	end := make(chan struct{}) // closed by stop
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		last := now()
+		progress(last)
+		t := time.NewTicker(progressInterval)
+		defer t.Stop()
+		for {
+			select {
+			case <-end:
+				return
+			case <-t.C:
+				if n := now(); n != last {
+					last = n
+					progress(n)
+				}
+			}
+		}
+	})
+	return func(ok bool) {
+		close(end)
+		wg.Wait()
+		if ok {
+			n := now()
+			n.Stage = StageDone
+			progress(n)
+		}
+	}
+}
+
+func (p *puller) pull(ctx context.Context) (root.Image, error) {
+	s := p.s
+	client, idle := s.registryClient()
+	defer idle()
+	p.hosts = s.registryHosts(client)
+	resolver := docker.NewResolver(docker.ResolverOptions{Hosts: p.hosts})
+	name, top, err := resolver.Resolve(ctx, p.r.String())
+	if err != nil {
+		if errdefs.IsNotFound(err) {
+			return root.Image{}, p.missing(ctx)
+		}
+		return root.Image{}, p.explain(err)
+	}
+	if p.fetcher, err = resolver.Fetcher(ctx, name); err != nil {
+		return root.Image{}, p.explain(err)
+	}
+	m, err := p.manifest(ctx, top)
+	if err != nil {
+		return root.Image{}, p.explain(err)
+	}
+	if err := p.download(ctx, m); err != nil {
+		return root.Image{}, p.explain(err)
+	}
+	p.stage.Store(&stageUnpack)
+	if _, err := s.unpacked(ctx, root.Digest(m.Digest)); err != nil {
+		return root.Image{}, err
+	}
+	if err := s.name(ctx, p.r, top); err != nil {
+		return root.Image{}, err
+	}
+	return s.describe(ctx, p.r, m)
+}
+
+// manifest fetches what decides whether the image runs here, before the large
+// parts: the manifest for this host with its config.
+func (p *puller) manifest(ctx context.Context, top ocispec.Descriptor) (ocispec.Descriptor, error) {
+	if err := p.fetchSmall(ctx, top); err != nil {
+		return top, err
+	}
+	m := top
+	if images.IsIndexType(top.MediaType) {
+		var idx ocispec.Index
+		if err := p.s.readJSON(ctx, top, &idx); err != nil {
+			return top, err
+		}
+		for _, e := range idx.Manifests {
+			if e.Platform == nil && images.IsManifestType(e.MediaType) {
+				if err := p.fetchWithConfig(ctx, e); err != nil {
+					return top, err
+				}
+			}
+		}
+		var err error
+		if m, err = p.s.manifestOf(ctx, p.r, top); err != nil {
+			return top, err
+		}
+	}
+	if !images.IsManifestType(m.MediaType) {
+		return top, root.Errorf(root.Invalid, "%s is not an image but %q", clip(p.r.String()), clip(m.MediaType))
+	}
+	if err := p.fetchWithConfig(ctx, m); err != nil {
+		return top, err
+	}
+	return p.s.manifestOf(ctx, p.r, m)
+}
+
+func (p *puller) fetchWithConfig(ctx context.Context, manifest ocispec.Descriptor) error {
+	if err := p.fetchSmall(ctx, manifest); err != nil {
+		return err
+	}
+	var m ocispec.Manifest
+	if err := p.s.readJSON(ctx, manifest, &m); err != nil {
+		return err
+	}
+	return p.fetchSmall(ctx, m.Config)
+}
+
+func (p *puller) fetchSmall(ctx context.Context, d ocispec.Descriptor) error {
+	if d.Size > maxJSON {
+		return root.Errorf(root.Invalid, "%s says it is %s long: no manifest or config is that large", d.Digest, root.Bytes(d.Size))
+	}
+	return p.fetch(ctx, d, p.fetcher)
+}
+
+func (p *puller) fetch(ctx context.Context, d ocispec.Descriptor, f remotes.Fetcher) error {
+	if err := d.Digest.Validate(); err != nil {
+		return &root.Error{Kind: root.Invalid, Message: "the registry sent a manifest with an unreadable digest", Err: err}
+	}
+	err := remotes.Fetch(ctx, p.s.content, f, d)
+	if errdefs.IsAlreadyExists(err) {
+		return nil
+	}
+	return err
+}
+
+func (p *puller) download(ctx context.Context, manifest ocispec.Descriptor) error {
+	var m ocispec.Manifest
+	if err := p.s.readJSON(ctx, manifest, &m); err != nil {
+		return err
+	}
+	p.layers.Store(int64(len(m.Layers)))
+	for _, l := range m.Layers {
+		if _, err := p.s.content.Info(ctx, l.Digest); err != nil {
+			p.wanted.Add(l.Size)
+		}
+	}
+	p.stage.Store(&stageDownload)
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(parallelLayers)
+	for _, l := range m.Layers {
+		g.Go(func() error {
+			ctx, cancel := context.WithCancelCause(ctx)
+			defer cancel(nil)
+			stall := time.AfterFunc(stallTimeout, func() {
+				cancel(root.Errorf(root.Unavailable, "registry %s sent nothing for %s: try again", p.r.domain, stallTimeout))
+			})
+			defer stall.Stop()
+			err := p.fetch(ctx, l, watched{p.fetcher, func(n int) {
+				stall.Reset(stallTimeout)
+				p.received.Add(int64(n))
+			}})
+			if err != nil {
+				if ctx.Err() != nil {
+					return context.Cause(ctx)
+				}
+				return err
+			}
+			p.done.Add(1)
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// watched is a fetcher that tells how much arrives.
+type watched struct {
+	remotes.Fetcher
+	received func(n int)
+}
+
+func (w watched) Fetch(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, error) {
+	rc, err := w.Fetcher.Fetch(ctx, d)
+	if err != nil {
+		return nil, err
+	}
+	return watchedReader{rc, w.received}, nil
+}
+
+type watchedReader struct {
+	io.ReadCloser
+	received func(n int)
+}
+
+func (w watchedReader) Read(p []byte) (int, error) {
+	n, err := w.ReadCloser.Read(p)
+	if n > 0 {
+		w.received(n)
+	}
+	return n, err
+}
+
+// Seek lets an interrupted download go on where it stopped.
+func (w watchedReader) Seek(offset int64, whence int) (int64, error) {
+	s, ok := w.ReadCloser.(io.Seeker)
+	if !ok {
+		return 0, errors.ErrUnsupported
+	}
+	return s.Seek(offset, whence)
+}
+
+// registryClient returns the client for one pull, and what closes it.
+func (s *Store) registryClient() (*http.Client, func()) {
+	if s.o.Transport != nil {
+		return &http.Client{Transport: s.o.Transport}, func() {}
+	}
+	t := &http.Transport{
+		Proxy:                 http.ProxyFromEnvironment,
+		DialContext:           (&net.Dialer{Timeout: connectTimeout}).DialContext,
+		TLSHandshakeTimeout:   connectTimeout,
+		ResponseHeaderTimeout: answerTimeout,
+		MaxIdleConnsPerHost:   parallelLayers,
+		ForceAttemptHTTP2:     true,
+	}
+	return &http.Client{Transport: t}, t.CloseIdleConnections
+}
+
+func (s *Store) registryHosts(client *http.Client) docker.RegistryHosts {
+	auth := []docker.AuthorizerOpt{docker.WithAuthClient(client)}
+	if s.o.Credentials != nil {
+		auth = append(auth, docker.WithAuthCreds(s.o.Credentials))
+	}
+	return docker.ConfigureDefaultRegistries(
+		docker.WithClient(client),
+		docker.WithAuthorizer(docker.NewDockerAuthorizer(auth...)),
+		docker.WithPlainHTTP(func(host string) (bool, error) {
+			if slices.Contains(s.o.PlainHTTP, host) {
+				return true, nil
+			}
+			return docker.MatchLocalhost(host)
+		}),
+	)
+}
+
+// missing explains why the registry has no such manifest.
+func (p *puller) missing(ctx context.Context) error {
+	r := p.r
+	what := "tag " + r.tag
+	if r.digest != "" {
+		what = "digest " + string(r.digest)
+	}
+	tags, err := p.tags(ctx)
+	switch {
+	case err == nil && len(tags) > 0:
+		const most = 8
+		slices.Reverse(tags) // the last ones are often the newest
+		more := ""
+		if len(tags) > most {
+			tags, more = tags[:most], ", ..."
+		}
+		return root.Errorf(root.NotFound, "image %s exists but has no %s; it has %s%s", r.repository(), what, clip(strings.Join(tags, ", ")), more)
+	case errdefs.IsNotFound(err):
+		return root.Errorf(root.NotFound, "there is no image %s at registry %s: check the spelling", r.path, r.domain)
+	}
+	return root.Errorf(root.NotFound, "registry %s has no image %s with %s", r.domain, r.path, what)
+}
+
+// tags lists the repository's tags; a repository that does not exist gives
+// containerd's NotFound.
+func (p *puller) tags(ctx context.Context) ([]string, error) {
+	hosts, err := p.hosts(p.r.domain)
+	if err != nil || len(hosts) == 0 {
+		return nil, errors.Join(err, errors.New("no hosts"))
+	}
+	h := hosts[0]
+	spec, err := reference.Parse(p.r.String())
+	if err != nil {
+		return nil, err
+	}
+	if ctx, err = docker.ContextWithRepositoryScope(ctx, spec, false); err != nil {
+		return nil, err
+	}
+	for attempt := range 2 {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, h.Scheme+"://"+h.Host+h.Path+"/"+p.r.path+"/tags/list", nil)
+		if err != nil {
+			return nil, err
+		}
+		if err := h.Authorizer.Authorize(ctx, req); err != nil {
+			return nil, err
+		}
+		resp, err := h.Client.Do(req)
+		if err != nil {
+			return nil, err
+		}
+		if resp.StatusCode == http.StatusUnauthorized && attempt == 0 {
+			err := errors.Join(h.Authorizer.AddResponses(ctx, []*http.Response{resp}), resp.Body.Close())
+			if err != nil {
+				return nil, err
+			}
+			continue
+		}
+		defer resp.Body.Close()
+		if resp.StatusCode == http.StatusNotFound {
+			return nil, errdefs.ErrNotFound
+		}
+		if resp.StatusCode != http.StatusOK {
+			return nil, fmt.Errorf("list tags: %s", resp.Status)
+		}
+		var list struct {
+			Tags []string `json:"tags"`
+		}
+		if err := json.NewDecoder(io.LimitReader(resp.Body, maxJSON)).Decode(&list); err != nil {
+			return nil, fmt.Errorf("list tags: %w", err)
+		}
+		return list.Tags, nil
+	}
+	return nil, errors.New("list tags: not authorised")
+}
+
+// explain gives what went wrong with a registry a kind and a message.
+func (p *puller) explain(err error) error {
+	if root.KindOf(err) != root.Internal {
+		return err
+	}
+	host := p.r.domain
+	refused := &root.Error{Kind: root.Invalid, Code: CodeRegistryUnauthorized, Err: err,
+		Message: fmt.Sprintf("registry %s does not give us %s: it is private and needs credentials, or does not exist", host, p.r.path)}
+	unavailable := func(format string, args ...any) error {
+		return &root.Error{Kind: root.Unavailable, Message: fmt.Sprintf(format, args...), Err: err}
+	}
+	if errors.Is(err, docker.ErrInvalidAuthorization) {
+		return refused
+	}
+	if st, ok := errors.AsType[remoteerrors.ErrUnexpectedStatus](err); ok {
+		switch {
+		case st.StatusCode == http.StatusUnauthorized, st.StatusCode == http.StatusForbidden:
+			return refused
+		case st.StatusCode == http.StatusTooManyRequests:
+			return unavailable("registry %s limits how often we may pull: wait, or use credentials", host)
+		case st.StatusCode >= 500:
+			return unavailable("registry %s is broken at the moment (it answered %s): try again later", host, st.Status)
+		}
+		return &root.Error{Kind: root.Invalid, Message: fmt.Sprintf("registry %s answered %s", host, st.Status), Err: err}
+	}
+	if dns, ok := errors.AsType[*net.DNSError](err); ok {
+		return unavailable("registry %s cannot be reached: its name %s does not resolve; check the spelling and the host's DNS", host, dns.Name)
+	}
+	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok || strings.Contains(err.Error(), "server gave HTTP response to HTTPS client") { // net/http has no type for it
+		return unavailable("registry %s does not speak TLS; if that is meant, list it under the registries of plain HTTP", host)
+	}
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return unavailable("registry %s has a certificate that this host does not trust", host)
+	}
+	if ne, ok := errors.AsType[net.Error](err); ok {
+		if ne.Timeout() {
+			return unavailable("registry %s cannot be reached: it did not answer within %s", host, answerTimeout)
+		}
+		return unavailable("registry %s cannot be reached: is it running, and does the host have a route to it?", host)
+	}
+	if errdefs.IsNotFound(err) {
+		return &root.Error{Kind: root.Invalid, Message: fmt.Sprintf("registry %s lacks a part of image %s: push it again", host, p.r), Err: err}
+	}
+	if errdefs.IsFailedPrecondition(err) || errdefs.IsInvalidArgument(err) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return &root.Error{Kind: root.Invalid, Message: fmt.Sprintf("registry %s sent damaged content for %s", host, p.r), Err: err}
+	}
+	return err
 }
