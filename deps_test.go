@@ -70,6 +70,7 @@ var arrows = map[string][]string{
 	"proxy/route":    {},
 	"proxy/balance":  {"proxy/route"},
 	"proxy/replay":   {},
+	"proxy/load":     {},
 	"proxy/wake":     {},
 	"proxy/autostop": {"proxy/balance"},
 	"proxy/statics":  {},

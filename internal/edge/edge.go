@@ -1,0 +1,317 @@
+// Package edge is the composition root of "roost edge", the data plane of one
+// host: it connects catalog, live state, proxy, health, autostop, name server
+// and the front of the API sockets, and runs them until it is told to stop.
+// It runs inside the router namespace.
+//
+// The listening sockets are the server process's: when the edge dies, new
+// connections wait in them for the next one.
+package edge
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/internal/catalog"
+	"github.com/roost-run/roost/internal/catalog/feed"
+	"github.com/roost-run/roost/internal/config"
+	"github.com/roost-run/roost/internal/health"
+	"github.com/roost-run/roost/internal/ipc"
+	"github.com/roost-run/roost/internal/orders"
+	"github.com/roost-run/roost/internal/proxy"
+	"github.com/roost-run/roost/internal/proxy/load"
+)
+
+const (
+	// drainTimeout is less than what the server process gives the edge to end.
+	drainTimeout = 10 * time.Second
+	// startTimeout bounds the wait for the server process's sockets.
+	startTimeout = 30 * time.Second
+)
+
+// Run serves until ctx ends, then drains; run is the run directory.
+func Run(ctx context.Context, run string) error {
+	cfg, err := config.ReadEffective(run)
+	if err != nil {
+		return err
+	}
+	log := newLogger(cfg.LogLevel)
+	e := &edge{cfg: cfg, log: log, orders: orders.NewClient(cfg.SupervisorSocket()), control: ipc.NewClient(cfg.ControlSocket())}
+	defer e.orders.Close()
+	defer e.control.Close()
+	return e.run(ctx)
+}
+
+func newLogger(level string) *slog.Logger {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		l = slog.LevelInfo
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: l})).With("process", "edge")
+}
+
+// edge is the running process.
+type edge struct {
+	cfg     config.Config
+	log     *slog.Logger
+	orders  *orders.Client
+	control *ipc.Client
+
+	catalog *catalog.Catalog
+	live    *live
+	loads   *load.Table
+	proxy   *proxy.Proxy
+	prober  *health.Prober
+	front   *front
+	synced  atomic.Bool // control's feed was there once
+}
+
+func (e *edge) run(ctx context.Context) error {
+	e.catalog = catalog.New(root.NewSnapshot())
+	e.live, e.loads = newLive(), &load.Table{}
+	w := &waker{supervisor: e.orders, live: e.live, applied: e.entry}
+	dialer := &net.Dialer{}
+	e.prober = health.New(health.Options{Dial: dialer.DialContext, Inspector: w, Changed: e.probed, Logger: e.log})
+	defer e.prober.Close()
+	spool := filepath.Join(e.cfg.Run, "bodies")
+	if err := os.MkdirAll(spool, 0o700); err != nil {
+		return fmt.Errorf("edge: %w", err)
+	}
+	access, closeAccess := e.accessLog()
+	defer closeAccess()
+	e.proxy = proxy.New(proxy.Options{
+		Domain: e.cfg.Domain, Region: e.cfg.Region, Catalog: e.catalog, Live: e.live, Waker: w, Health: e.prober, Loads: e.loads,
+		Dial: dialer.DialContext, HoldTimeout: e.cfg.HoldTimeout, HoldQueue: e.cfg.HoldQueue, SpoolDir: spool,
+		Synced: e.synced.Load, Access: access, Logger: e.log,
+	})
+	e.front = newFront(e.cfg.ControlSocket(), e.catalog, e.loads, e.log)
+
+	feedOptions := feed.Options{
+		Client: e.control, Catalog: e.catalog, File: filepath.Join(e.cfg.Data, "edge-catalog.json"), Log: e.log,
+		Connected: func(on bool) {
+			if on {
+				e.synced.Store(true)
+				e.proxy.ChangedAll()
+			}
+		},
+	}
+	feed.Load(feedOptions) // before the first request
+	startCtx, cancel := context.WithTimeout(ctx, startTimeout)
+	names, files, err := e.listeners(startCtx)
+	cancel()
+	if err != nil {
+		return fmt.Errorf("edge: sockets of the server process: %w", err)
+	}
+
+	// The helpers outlive the listeners: requests that drain need them.
+	helpers, stopHelpers := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer stopHelpers(nil)
+	var g errgroup.Group
+	g.Go(func() error { return feed.Run(helpers, feedOptions) })
+	g.Go(func() error { return e.followCatalog(helpers) })
+	g.Go(func() error { return e.live.follow(helpers, e.orders, e.begun, e.entry) })
+	g.Go(func() error { return e.serveStatus(helpers) })
+
+	var servers errgroup.Group
+	if err := e.serve(&servers, names, files); err != nil {
+		stopHelpers(err)
+		return errors.Join(err, ignoreStop(g.Wait()))
+	}
+	e.log.Info("edge is ready", "listeners", len(names))
+	<-ctx.Done()
+	e.log.Info("edge is draining")
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+	defer cancel()
+	var drains errgroup.Group
+	drains.Go(func() error { return e.proxy.Shutdown(drain) })
+	drains.Go(func() error { return e.front.Shutdown(drain) })
+	err = drains.Wait()
+	if errors.Is(err, context.DeadlineExceeded) {
+		e.log.Warn("requests were cut off by the end of the edge", "after", drainTimeout)
+		err = nil
+	}
+	err = errors.Join(err, servers.Wait())
+	stopHelpers(errStop)
+	return errors.Join(err, ignoreStop(g.Wait()))
+}
+
+// errStop is the cause that ends the helpers.
+var errStop = errors.New("the edge stops")
+
+func ignoreStop(err error) error {
+	if errors.Is(err, errStop) || errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// listeners waits for the server process.
+func (e *edge) listeners(ctx context.Context) (names []orders.Listener, files []*os.File, err error) {
+	for pause := minPause; ; pause = min(2*pause, maxPause) {
+		names, files, err = e.orders.Listeners(ctx)
+		if err == nil || sleep(ctx, pause) != nil {
+			return names, files, err
+		}
+	}
+}
+
+// serve begins to serve every listener.
+func (e *edge) serve(g *errgroup.Group, names []orders.Listener, files []*os.File) error {
+	for i, n := range names {
+		f := files[i]
+		switch n.Kind {
+		case orders.ListenDNSUDP, orders.ListenDNS:
+			continue
+		}
+		l, err := net.FileListener(f)
+		if err != nil {
+			return fmt.Errorf("listen on %s: %w", n.Address, err)
+		}
+		_ = f.Close() // l has its own
+		switch n.Kind {
+		case orders.ListenEdge:
+			if n.TLS {
+				// Held open for the certificate work to come; nobody accepts.
+				continue
+			}
+			g.Go(func() error { return ignoreClosed(e.proxy.Serve(proxy.Listener{Listener: l, Port: n.Port})) })
+		case orders.ListenAPI, orders.ListenAPISock, orders.ListenInternal:
+			g.Go(func() error { return ignoreClosed(e.front.Serve(l, string(n.Kind), "")) })
+		default:
+			e.log.Warn("unknown kind of listener", "kind", n.Kind, "address", n.Address)
+			_ = l.Close()
+		}
+	}
+	return nil
+}
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, http.ErrServerClosed) || errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// followCatalog tells who waits that the catalog changed.
+func (e *edge) followCatalog(ctx context.Context) error {
+	changed, cancel := e.catalog.Subscribe()
+	defer cancel()
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-changed:
+			e.proxy.ChangedAll()
+		}
+	}
+}
+
+// machine is the catalog's record of an instance, or a bare one.
+func (e *edge) machine(id root.MachineID, app root.AppName, instance root.InstanceID) *root.Machine {
+	if m := e.catalog.Snapshot().Machine(id); m != nil && m.Spec.Instance == instance {
+		return m
+	}
+	return &root.Machine{ID: id, App: app, Spec: root.Spec{Instance: instance}}
+}
+
+// begun takes over after a full account of the server process.
+func (e *edge) begun(all []orders.Instance) {
+	for _, i := range all {
+		m := e.machine(i.Machine, i.App, i.Instance)
+		switch i.Phase {
+		case orders.PhaseStarted:
+			e.started(m)
+		case orders.PhaseSuspended, orders.PhaseSuspending:
+			e.proxy.Suspended(m, false)
+		case orders.PhaseStopped:
+			e.stopped(m)
+		}
+		e.front.machine(e.orders, i.Machine, i.Instance)
+	}
+	e.proxy.ChangedAll()
+}
+
+// entry acts on news of an instance.
+func (e *edge) entry(n orders.Entry) {
+	m := e.machine(n.Machine, n.App, n.Instance)
+	switch n.Type {
+	case orders.EntryPrepared, orders.EntryStarting:
+		e.front.machine(e.orders, n.Machine, n.Instance)
+	case orders.EntryStarted, orders.EntryResumed:
+		e.started(m)
+	case orders.EntrySuspending:
+		e.proxy.Suspended(m, false)
+	case orders.EntrySuspended:
+		e.proxy.Suspended(m, true)
+	case orders.EntryExited, orders.EntryFailed:
+		e.stopped(m)
+	case orders.EntryRemoved:
+		e.stopped(m)
+		e.proxy.Gone(n.Instance)
+		e.loads.Forget(n.Instance)
+		e.front.forget(n.Instance)
+	}
+	e.proxy.Changed(n.App)
+}
+
+func (e *edge) started(m *root.Machine) {
+	e.proxy.Resumed(m)
+	for i := range m.Spec.Config.Services {
+		e.prober.Watch(health.Target{Machine: m.ID, Instance: m.Spec.Instance, Address: m.Spec.Address.IPv4, Port: m.Spec.Config.Services[i].InternalPort})
+	}
+}
+
+func (e *edge) stopped(m *root.Machine) {
+	e.prober.Forget(m.Spec.Instance)
+	e.proxy.CloseIdle(m.Spec.Instance)
+}
+
+// probed passes on that a port became ready, or will not.
+func (e *edge) probed(id root.MachineID, _ root.InstanceID) {
+	if m := e.catalog.Snapshot().Machine(id); m != nil {
+		e.proxy.Changed(m.App)
+	}
+}
+
+// accessLog writes a line of JSON for each request to standard error.
+func (e *edge) accessLog() (func(*proxy.Record), func()) {
+	if !e.cfg.AccessLog {
+		return nil, func() {}
+	}
+	lines := make(chan []byte, accessQueue)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for l := range lines {
+			_, _ = os.Stderr.Write(l) // nowhere else to tell
+		}
+	}()
+	write := func(r *proxy.Record) {
+		line, err := json.Marshal(r)
+		if err != nil {
+			return
+		}
+		select {
+		case lines <- append(line, '\n'):
+		default: // a reader that is slower than the requests must not hold them up
+		}
+	}
+	return write, func() {
+		close(lines)
+		<-done
+	}
+}
+
+// accessQueue is how many lines may wait for a slow reader; more are dropped.
+const accessQueue = 4096

@@ -1,0 +1,61 @@
+package edge
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"os"
+	"time"
+
+	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/internal/ipc"
+)
+
+// Status is the edge's account of itself, at /status of its socket.
+type Status struct {
+	PID      int
+	Revision int64 // of the catalog
+	Held     int   // requests that wait for a machine
+	Machines []MachineLoad
+}
+
+// MachineLoad is what keeps a machine busy.
+type MachineLoad struct {
+	Machine   root.MachineID
+	App       root.AppName
+	Instance  root.InstanceID
+	State     root.State
+	InFlight  int
+	Upgrades  int
+	Waiting   int
+	IdleSince time.Time
+	BusyUntil time.Time
+}
+
+func (e *edge) serveStatus(ctx context.Context) error {
+	l, err := ipc.Listen(e.cfg.EdgeSocket(), 0o600)
+	if err != nil {
+		return err
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /status", ipc.Handler(func(context.Context, *http.Request, struct{}) (Status, error) { return e.status(), nil }))
+	s := ipc.NewServer(ipc.RequireRoot(mux))
+	stop := context.AfterFunc(ctx, func() { _ = s.Close() })
+	defer stop()
+	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return context.Cause(ctx)
+}
+
+func (e *edge) status() Status {
+	s := Status{PID: os.Getpid(), Revision: e.catalog.Snapshot().Revision(), Held: e.proxy.Held()}
+	for m := range e.catalog.Snapshot().AllMachines() {
+		c := e.loads.Unit(m.Spec.Instance).Counts()
+		s.Machines = append(s.Machines, MachineLoad{
+			Machine: m.ID, App: m.App, Instance: m.Spec.Instance, State: e.live.State(m),
+			InFlight: c.InFlight, Upgrades: c.Upgrades, Waiting: c.Waiting, IdleSince: c.IdleSince, BusyUntil: c.BusyUntil,
+		})
+	}
+	return s
+}

@@ -1,0 +1,220 @@
+// Package proxy is the data path: it takes requests from listeners that the
+// server process opened, finds app and machine, wakes what sleeps, forwards,
+// and follows replays. Its decisions are in the pure packages below it; here
+// is the I/O, on net/http.
+//
+// It reads the catalog and the live state of machines through small
+// interfaces, so that it knows neither the control plane nor the server
+// process. Goroutines: net/http's one per connection, one per wake under way,
+// two per upgraded connection. Close waits for all of them.
+package proxy
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/internal/health"
+	"github.com/roost-run/roost/internal/proxy/load"
+	"github.com/roost-run/roost/internal/proxy/route"
+	"github.com/roost-run/roost/internal/proxy/wake"
+)
+
+// Catalog is the routable cluster.
+type Catalog interface {
+	Snapshot() *root.Snapshot
+}
+
+// Live knows what machines do right now, ahead of the catalog.
+type Live interface {
+	// State is the state of the machine's current version.
+	State(m *root.Machine) root.State
+	// Ended tells how that version last ended by itself, for people; "" if it
+	// did not.
+	Ended(m *root.Machine) string
+}
+
+// Waker brings machines up; see wake.Waker.
+type Waker = wake.Waker
+
+// Options of a Proxy.
+type Options struct {
+	Domain      string
+	Region      root.Region
+	Catalog     Catalog
+	Live        Live
+	Waker       Waker
+	Health      *health.Prober
+	Loads       *load.Table
+	Dial        func(ctx context.Context, network, addr string) (net.Conn, error)
+	HoldTimeout time.Duration // how long a request waits for a machine
+	HoldQueue   int           // how many may, per app
+	SpoolDir    string        // where bodies go that are kept and do not fit into memory
+	Synced      func() bool   // nil: always; else whether the catalog is complete
+	Access      func(*Record) // nil: no access log
+	Logger      *slog.Logger
+}
+
+// Bounds and times of the data path.
+const (
+	// maxHeld bounds the requests that wait over all apps: each costs a
+	// goroutine and its buffers, near 20 KB.
+	maxHeld = 10000
+	// headerTimeout guards against clients that never finish their head.
+	headerTimeout = time.Minute
+	// idleTimeout closes client connections without a request.
+	idleTimeout = time.Minute
+	// maxHeader answers 431; net/http adds 4 KB of slack to it.
+	maxHeader = 60 << 10
+	// dialTimeout: the machine is on this host, an answer takes microseconds.
+	dialTimeout = 2 * time.Second
+	// upstreamIdle is how long an idle connection to a machine is kept, as on
+	// Fly; shorter than the keep-alive of common app servers.
+	upstreamIdle = 4 * time.Second
+	// maxAttempts bounds how often one request looks for a machine.
+	maxAttempts = 90
+)
+
+// Proxy is the data path. Use New, Serve, Shutdown and Close.
+type Proxy struct {
+	o       Options
+	router  route.Router
+	flights *wake.Flights
+	queue   *wake.Queue
+	waiters waiters
+	bodies  bodies
+
+	backends sync.Map // root.InstanceID -> *backend
+	upgrades upgrades
+
+	mu      sync.Mutex
+	servers []*http.Server
+	closing bool
+	serving sync.WaitGroup
+	stats   stats
+}
+
+type stats struct {
+	requests atomic.Uint64
+	wakes    atomic.Uint64
+}
+
+// New returns a Proxy that serves nothing yet.
+func New(o Options) *Proxy {
+	p := &Proxy{o: o, queue: wake.NewQueue(o.HoldQueue, maxHeld)}
+	p.flights = wake.New(wakerFunc(p.wake), o.HoldTimeout)
+	p.bodies.dir = o.SpoolDir
+	p.upgrades.conns = make(map[*upgrade]struct{})
+	return p
+}
+
+type wakerFunc func(context.Context, *root.Machine) error
+
+func (f wakerFunc) Wake(ctx context.Context, m *root.Machine) error { return f(ctx, m) }
+
+// Listener is a listening socket and the outside port it stands for.
+type Listener struct {
+	net.Listener
+	Port int
+}
+
+// Serve serves HTTP on l until Shutdown or Close.
+func (p *Proxy) Serve(l Listener) error {
+	s := &http.Server{
+		Handler:           http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { p.serveHTTP(w, r, l.Port) }),
+		ReadHeaderTimeout: headerTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeader,
+		ErrorLog:          slog.NewLogLogger(p.o.Logger.Handler(), slog.LevelDebug),
+	}
+	s.Protocols = new(http.Protocols)
+	s.Protocols.SetHTTP1(true)
+	p.mu.Lock()
+	if p.closing {
+		p.mu.Unlock()
+		return http.ErrServerClosed
+	}
+	p.servers = append(p.servers, s)
+	p.serving.Add(1)
+	p.mu.Unlock()
+	defer p.serving.Done()
+	return s.Serve(guard{l.Listener})
+}
+
+// Shutdown takes no new connections and waits for requests in flight until ctx
+// ends; upgraded connections are closed then, WebSockets with code 1001.
+func (p *Proxy) Shutdown(ctx context.Context) error {
+	p.mu.Lock()
+	p.closing = true
+	servers := p.servers
+	p.mu.Unlock()
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	var first error
+	for _, s := range servers {
+		wg.Go(func() {
+			if err := s.Shutdown(ctx); err != nil {
+				mu.Lock()
+				first = err
+				mu.Unlock()
+				_ = s.Close() // ctx ended: cut what is left
+			}
+		})
+	}
+	wg.Go(func() { p.upgrades.drain(ctx) })
+	wg.Wait()
+	p.serving.Wait()
+	p.flights.Close()
+	p.backends.Range(func(_, v any) bool {
+		v.(*backend).transport.CloseIdleConnections()
+		return true
+	})
+	return first
+}
+
+// Changed tells that a machine's live state or its record changed, or that it
+// became ready: who waits for it looks again.
+func (p *Proxy) Changed(app root.AppName) { p.waiters.wake(app) }
+
+// ChangedAll tells that anything may have changed.
+func (p *Proxy) ChangedAll() { p.waiters.wakeAll() }
+
+// Suspended tells that an instance stands still, or is about to. If requests
+// are in flight there it is woken again: nobody else would answer them.
+func (p *Proxy) Suspended(m *root.Machine, now bool) {
+	b := p.backend(m)
+	b.frozen.Store(true)
+	b.transport.CloseIdleConnections()
+	if c := b.unit.Counts(); now && c.InFlight > c.Upgrades {
+		p.flights.Start(m)
+	}
+	p.waiters.wake(m.App)
+}
+
+// Resumed tells that an instance runs.
+func (p *Proxy) Resumed(m *root.Machine) {
+	p.backend(m).frozen.Store(false)
+	p.waiters.wake(m.App)
+}
+
+// Gone tells that the processes of an instance are gone.
+func (p *Proxy) Gone(id root.InstanceID) {
+	if v, ok := p.backends.LoadAndDelete(id); ok {
+		v.(*backend).transport.CloseIdleConnections()
+	}
+}
+
+// CloseIdle drops the idle connections to a machine, before it is suspended.
+func (p *Proxy) CloseIdle(id root.InstanceID) {
+	if v, ok := p.backends.Load(id); ok {
+		v.(*backend).transport.CloseIdleConnections()
+	}
+}
+
+// Held is how many requests wait for a machine now.
+func (p *Proxy) Held() int { return p.queue.Len() }

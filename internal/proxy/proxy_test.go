@@ -1,0 +1,43 @@
+package proxy_test
+
+import (
+	"net/http"
+	"sync"
+	"testing"
+
+	root "github.com/roost-run/roost"
+)
+
+func TestForward(t *testing.T) {
+	w := newWorld(t)
+	w.machine("shop", root.StateStarted, answer("hello"))
+	resp, body := w.get("/")
+	if resp.StatusCode != http.StatusOK || body != "hello" {
+		t.Errorf("got %d %q, want 200 hello", resp.StatusCode, body)
+	}
+	if got := resp.Header.Get("Server"); got != "roost" {
+		t.Errorf("Server: got %q, want roost", got)
+	}
+}
+
+func TestWake(t *testing.T) {
+	for _, state := range []root.State{root.StateStopped, root.StateSuspended} {
+		t.Run(string(state), func(t *testing.T) {
+			w := newWorld(t)
+			m := w.machine("shop", state, answer("hello"))
+			c := w.client()
+			var wg sync.WaitGroup
+			for range 50 {
+				wg.Go(func() {
+					if resp, body := w.do(c, http.MethodGet, "/", nil); resp.StatusCode != http.StatusOK || body != "hello" {
+						t.Errorf("got %d %q, want 200 hello", resp.StatusCode, body)
+					}
+				})
+			}
+			wg.Wait()
+			if got := m.woken(); got != 1 {
+				t.Errorf("wakes: got %d, want 1", got)
+			}
+		})
+	}
+}
