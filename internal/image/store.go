@@ -307,3 +307,6 @@ func clip(s string) string {
 	}
 	return s
 }
+
+// Dir returns the directory that holds the store.
+func (s *Store) Dir() string { return s.o.Root }
