@@ -54,7 +54,7 @@ func New(d Deps) *Control {
 	if d.Now == nil {
 		d.Now = time.Now
 	}
-	m := &Machines{Deps: d}
+	m := &Machines{Deps: d, addresses: &addresses{}}
 	return &Control{
 		Orgs:     &Orgs{Deps: d},
 		Apps:     &Apps{Deps: d, machines: m},

@@ -51,26 +51,41 @@ type Builder interface {
 
 // List returns the images on this host.
 func (s *Images) List(ctx context.Context, a auth.Actor) ([]ImageInfo, error) {
-	return nil, root.Errorf(root.Unimplemented, "not built yet")
+	if err := a.Allow(auth.ImageList, "", "", ""); err != nil {
+		return nil, err
+	}
+	return s.Deps.Images.List(ctx)
 }
 
 // Pull fetches an image from its registry.
 func (s *Images) Pull(ctx context.Context, a auth.Actor, ref string, progress func(PullProgress)) (root.Image, error) {
-	return root.Image{}, root.Errorf(root.Unimplemented, "not built yet")
+	if err := a.Allow(auth.ImagePull, "", a.App, ""); err != nil {
+		return root.Image{}, err
+	}
+	return s.Deps.Images.Pull(ctx, ref, progress)
 }
 
 // Load reads an OCI or docker archive; as, if not "", names the image.
 func (s *Images) Load(ctx context.Context, a auth.Actor, r io.Reader, as string) ([]root.Image, error) {
-	return nil, root.Errorf(root.Unimplemented, "not built yet")
+	if err := a.Allow(auth.ImagePush, "", "", ""); err != nil {
+		return nil, err
+	}
+	return s.Deps.Images.Load(ctx, r, as)
 }
 
 // Remove forgets an image; Precondition while a machine needs it.
 func (s *Images) Remove(ctx context.Context, a auth.Actor, ref string) error {
-	return root.Errorf(root.Unimplemented, "not built yet")
+	if err := a.Allow(auth.ImageRemove, "", "", ""); err != nil {
+		return err
+	}
+	return s.Deps.Images.Remove(ctx, ref)
 }
 
 // Build makes an image for an app from a tar stream of a directory. When ctx
 // ends the build is cancelled.
 func (s *Images) Build(ctx context.Context, a auth.Actor, r BuildRequest, tar io.Reader, log func(line string)) (root.Image, error) {
-	return root.Image{}, root.Errorf(root.Unimplemented, "not built yet")
+	if _, err := s.app(a, auth.ImageBuild, r.App); err != nil {
+		return root.Image{}, err
+	}
+	return s.Builder.Build(ctx, r, tar, log)
 }

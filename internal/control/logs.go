@@ -38,5 +38,8 @@ type LogReader interface {
 // Tail calls f with each line in order; with follow it waits for new ones
 // until ctx ends.
 func (s *Logs) Tail(ctx context.Context, a auth.Actor, app root.AppName, f LogFilter, follow bool, line func(LogLine) error) error {
-	return root.Errorf(root.Unimplemented, "not built yet")
+	if _, err := s.app(a, auth.LogRead, app); err != nil {
+		return err
+	}
+	return s.Deps.Logs.Tail(ctx, app, f, follow, line)
 }

@@ -3,11 +3,13 @@ package control
 import (
 	"context"
 	"os"
+	"slices"
+	"strings"
 	"time"
 
 	root "github.com/roost-run/roost"
 	"github.com/roost-run/roost/internal/auth"
-	"github.com/roost-run/roost/internal/orders"
+	"github.com/roost-run/roost/internal/state"
 )
 
 // Machines are the verbs on machines. A machine comes back as its own copy:
@@ -15,7 +17,10 @@ import (
 //
 // nonce is that of the machine's lease; a verb that changes a leased machine
 // without it gives Conflict, code "lease_held".
-type Machines struct{ Deps }
+type Machines struct {
+	Deps
+	addresses *addresses
+}
 
 // CreateMachine asks for a machine.
 type CreateMachine struct {
@@ -107,115 +112,92 @@ type ExecStream struct {
 	Files []*os.File
 }
 
-// Create makes a machine and, unless SkipLaunch, starts it. It returns when
-// the machine runs, or with the reason why it cannot, and then leaves nothing.
-func (s *Machines) Create(ctx context.Context, a auth.Actor, app root.AppName, c CreateMachine) (*root.Machine, error) {
-	return nil, root.Errorf(root.Unimplemented, "not built yet")
-}
-
-// Update brings a machine to a new version.
-func (s *Machines) Update(ctx context.Context, a auth.Actor, app root.AppName, id root.MachineID, u UpdateMachine) (*root.Machine, error) {
-	return nil, root.Errorf(root.Unimplemented, "not built yet")
-}
-
 // Get returns a machine, also one that was destroyed a short while ago.
 func (s *Machines) Get(ctx context.Context, a auth.Actor, app root.AppName, id root.MachineID) (*root.Machine, error) {
-	return nil, root.Errorf(root.Unimplemented, "not built yet")
+	m, err := s.machine(a, auth.MachineRead, app, id)
+	if root.IsKind(err, root.NotFound) {
+		return s.grave(ctx, app, id)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return m.Clone(), nil
+}
+
+// grave finds a machine that was destroyed lately.
+func (s *Machines) grave(ctx context.Context, app root.AppName, id root.MachineID) (*root.Machine, error) {
+	graves, err := s.Store.Tombstones(ctx, app)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range graves {
+		if m.ID == id {
+			return m, nil
+		}
+	}
+	return nil, root.Errorf(root.NotFound, "machine not found")
 }
 
 // List returns an app's machines in order of their ids.
 func (s *Machines) List(ctx context.Context, a auth.Actor, app root.AppName, f Filter) ([]*root.Machine, error) {
-	return nil, root.Errorf(root.Unimplemented, "not built yet")
+	if _, err := s.app(a, auth.AppRead, app); err != nil {
+		return nil, err
+	}
+	out := []*root.Machine{}
+	for _, m := range s.Catalog.Snapshot().Machines(app) {
+		if f.matches(m) {
+			out = append(out, m.Clone())
+		}
+	}
+	if !f.IncludeDeleted {
+		return out, nil
+	}
+	graves, err := s.Store.Tombstones(ctx, app)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range graves {
+		// A machine destroyed this very moment may still be in the catalog.
+		if f.matches(m) && !slices.ContainsFunc(out, func(o *root.Machine) bool { return o.ID == m.ID }) {
+			out = append(out, m)
+		}
+	}
+	slices.SortFunc(out, func(a, b *root.Machine) int { return strings.Compare(string(a.ID), string(b.ID)) })
+	return out, nil
 }
 
-// Start starts or resumes a machine and returns the state it was in.
-func (s *Machines) Start(ctx context.Context, a auth.Actor, app root.AppName, id root.MachineID, nonce string) (previous root.State, err error) {
-	return "", root.Errorf(root.Unimplemented, "not built yet")
+func (f *Filter) matches(m *root.Machine) bool {
+	if f.Region != "" && f.Region != string(m.Region) {
+		return false
+	}
+	if len(f.States) > 0 && !slices.Contains(f.States, m.Status.State) {
+		return false
+	}
+	for k, v := range f.Metadata {
+		if got, ok := m.Spec.Config.Metadata[k]; !ok || got != v {
+			return false
+		}
+	}
+	return true
 }
 
-// Stop asks a machine to stop; it returns when the intent is recorded.
-func (s *Machines) Stop(ctx context.Context, a auth.Actor, app root.AppName, id root.MachineID, nonce string, r StopRequest) error {
-	return root.Errorf(root.Unimplemented, "not built yet")
+// change finds a machine that the actor may change with p and whose lease, if
+// somebody holds one, the caller holds.
+func (s *Machines) change(a auth.Actor, p auth.Permission, app root.AppName, id root.MachineID, nonce string) (*root.Machine, error) {
+	m, err := s.machine(a, p, app, id)
+	if err != nil {
+		return nil, err
+	}
+	if l := m.ActiveLease(s.Now()); l != nil && l.Nonce != nonce {
+		return nil, state.LeaseHeld(id, *l)
+	}
+	return m, nil
 }
 
-// Restart stops and starts a machine; it returns when it runs again.
-func (s *Machines) Restart(ctx context.Context, a auth.Actor, app root.AppName, id root.MachineID, nonce string, r RestartRequest) error {
-	return root.Errorf(root.Unimplemented, "not built yet")
-}
-
-// Suspend freezes a machine.
-func (s *Machines) Suspend(ctx context.Context, a auth.Actor, app root.AppName, id root.MachineID, nonce string) error {
-	return root.Errorf(root.Unimplemented, "not built yet")
-}
-
-// Signal sends a signal to a machine's main process.
-func (s *Machines) Signal(ctx context.Context, a auth.Actor, app root.AppName, id root.MachineID, nonce string, signal int) error {
-	return root.Errorf(root.Unimplemented, "not built yet")
-}
-
-// Cordon keeps new work away from a machine, or (on false) lets it come again.
-func (s *Machines) Cordon(ctx context.Context, a auth.Actor, app root.AppName, id root.MachineID, nonce string, on bool) error {
-	return root.Errorf(root.Unimplemented, "not built yet")
-}
-
-// Destroy removes a machine; one that runs only with force. It returns when
-// nothing of it is left.
-func (s *Machines) Destroy(ctx context.Context, a auth.Actor, app root.AppName, id root.MachineID, nonce string, force bool) error {
-	return root.Errorf(root.Unimplemented, "not built yet")
-}
-
-// Wait returns when the machine is in one of the states, or with kind Timeout.
-func (s *Machines) Wait(ctx context.Context, a auth.Actor, app root.AppName, id root.MachineID, w WaitRequest) (WaitResult, error) {
-	return WaitResult{}, root.Errorf(root.Unimplemented, "not built yet")
-}
-
-// Exec runs a command and returns its output; a non-zero exit is no error.
-func (s *Machines) Exec(ctx context.Context, a auth.Actor, app root.AppName, id root.MachineID, nonce string, e ExecRequest) (ExecResult, error) {
-	return ExecResult{}, root.Errorf(root.Unimplemented, "not built yet")
-}
-
-// ExecStream runs a command on the caller's files and returns when it ended.
-func (s *Machines) ExecStream(ctx context.Context, a auth.Actor, app root.AppName, id root.MachineID, nonce string, e ExecStream) (ExecResult, error) {
-	return ExecResult{}, root.Errorf(root.Unimplemented, "not built yet")
-}
-
-// Inspect says what runs and listens inside a machine.
-func (s *Machines) Inspect(ctx context.Context, a auth.Actor, app root.AppName, id root.MachineID) (orders.Inspection, error) {
-	return orders.Inspection{}, root.Errorf(root.Unimplemented, "not built yet")
-}
-
-// Stats is what the kernel accounts to a machine.
-func (s *Machines) Stats(ctx context.Context, a auth.Actor, app root.AppName, id root.MachineID) (orders.Stats, error) {
-	return orders.Stats{}, root.Errorf(root.Unimplemented, "not built yet")
-}
-
-// Events returns a machine's history, newest first; limit 0 is DefaultEvents.
-func (s *Machines) Events(ctx context.Context, a auth.Actor, app root.AppName, id root.MachineID, limit int) ([]root.Event, error) {
-	return nil, root.Errorf(root.Unimplemented, "not built yet")
-}
-
-// Lease returns the lease somebody holds on the machine; NotFound if nobody does.
-func (s *Machines) Lease(ctx context.Context, a auth.Actor, app root.AppName, id root.MachineID) (*root.Lease, error) {
-	return nil, root.Errorf(root.Unimplemented, "not built yet")
-}
-
-// Acquire takes the lease, or, with the nonce of the current one, extends it.
-func (s *Machines) Acquire(ctx context.Context, a auth.Actor, app root.AppName, id root.MachineID, nonce, description string, ttl time.Duration) (*root.Lease, error) {
-	return nil, root.Errorf(root.Unimplemented, "not built yet")
-}
-
-// Release gives the lease back.
-func (s *Machines) Release(ctx context.Context, a auth.Actor, app root.AppName, id root.MachineID, nonce string) error {
-	return root.Errorf(root.Unimplemented, "not built yet")
-}
-
-// Metadata returns a machine's metadata.
-func (s *Machines) Metadata(ctx context.Context, a auth.Actor, app root.AppName, id root.MachineID) (map[string]string, error) {
-	return nil, root.Errorf(root.Unimplemented, "not built yet")
-}
-
-// SetMetadata sets the keys given and removes those whose value is "" or nil;
-// others stay. A version that is not "" must be the live one.
-func (s *Machines) SetMetadata(ctx context.Context, a auth.Actor, app root.AppName, id root.MachineID, version string, values map[string]*string) error {
-	return root.Errorf(root.Unimplemented, "not built yet")
+// current returns what reads see of a machine now.
+func (s *Machines) current(ctx context.Context, app root.AppName, id root.MachineID) (*root.Machine, error) {
+	if m := s.Catalog.Snapshot().Machine(id); m != nil {
+		return m.Clone(), nil
+	}
+	return s.grave(ctx, app, id)
 }

@@ -42,7 +42,7 @@ var aliases = map[string][]string{
 
 // MaxMachinesPerHost bounds the machines of one host: its private IPv4 range
 // has room for no more, and their indexes need some to be free.
-const MaxMachinesPerHost = 60_000
+const MaxMachinesPerHost = 30_000
 
 // Place picks a host. Its error has kind Invalid for a region that cannot be,
 // Exhausted, code "insufficient_capacity", if no host takes the machine; the
