@@ -336,7 +336,6 @@ func (a *slots) resettle(s *slot, r *run, alive bool) {
 	if !alive {
 		return
 	}
-	a.limit(r.boot)
 	switch s.phase {
 	case orders.PhaseSuspended:
 		if err := a.driver.Freeze(r.boot.Container); err != nil {

@@ -391,7 +391,6 @@ func (s *slot) launch(ctx context.Context, b orders.Boot) (_ *run, err error) {
 			err = errors.Join(err, s.all.driver.Delete(clean, b.Container, true))
 		}
 	}()
-	s.all.limit(b)
 	if st, err := readStat(pid); err == nil {
 		r.procStart = st.startedAt
 	}

@@ -41,7 +41,6 @@ type slots struct {
 	logs         *logs
 	log          *slog.Logger
 	reclaimAfter time.Duration
-	limit        func(orders.Boot) // tells the control groups what a boot may use
 
 	tasks       sync.WaitGroup // everything started for a slot
 	reclaimKick chan struct{}  // "look again", so one is enough

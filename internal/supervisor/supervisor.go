@@ -197,11 +197,6 @@ func (s *server) openRuntime(life context.Context) (err error) {
 	}
 	s.slots = newSlots(life, *cfg, driver, s.network, s.reaper, s.log)
 	s.slots.memory = newMemory(s.cgroups.Free, func() root.Bytes { return total })
-	s.slots.limit = func(b orders.Boot) {
-		if err := s.cgroups.SetMemory(b.Container, b.Memory, b.Swap); err != nil {
-			s.log.Warn("memory limit not set", "machine", b.Machine, "err", err)
-		}
-	}
 	return nil
 }
 
@@ -209,9 +204,8 @@ func newSlots(life context.Context, cfg config.Config, d runtime.Driver, r route
 	return &slots{
 		ctx: life, cfg: cfg, driver: d, router: r, reaper: rp, log: log,
 		reclaimAfter: cfg.Reclaim, reclaimKick: make(chan struct{}, 1),
-		byID:  map[root.InstanceID]*slot{},
-		limit: func(orders.Boot) {},
-		logs:  &logs{dir: cfg.LogDir, budget: cfg.Logs, region: cfg.Region, log: log, open: map[root.MachineID]*logWriter{}},
+		byID: map[root.InstanceID]*slot{},
+		logs: &logs{dir: cfg.LogDir, budget: cfg.Logs, region: cfg.Region, log: log, open: map[root.MachineID]*logWriter{}},
 	}
 }
 

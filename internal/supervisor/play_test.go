@@ -1,0 +1,3 @@
+package supervisor
+
+func play(role string) int { return 2 }
