@@ -162,13 +162,16 @@ func (n *Network) Attach(ctx context.Context, a Attachment) error {
 	if err != nil {
 		return fmt.Errorf("attach %s: %w", a.Interface, err)
 	}
-	if err := configureMachine(inside, far, near, p); err != nil {
-		return fmt.Errorf("attach %s: %w", a.Interface, err)
-	}
 	if err := n.configureRouter(near, far, p); err != nil {
 		return fmt.Errorf("attach %s: %w", a.Interface, err)
 	}
-	return nil
+	if err := configureMachine(inside, far, near, p); err != nil {
+		return fmt.Errorf("attach %s: %w", a.Interface, err)
+	}
+	if err := waitCarrier(ctx, n.nl, near); err != nil {
+		return fmt.Errorf("attach %s: %w", a.Interface, err)
+	}
+	return waitCarrier(ctx, inside, far)
 }
 
 // machineSysctls are a machine's own network settings.

@@ -229,6 +229,11 @@ func (r *Router) SetSuspended(iface string, on bool) error {
 // wakeInterval. The packet itself waits in the machine's kernel buffers. f must
 // not block.
 func (r *Router) Wakes(ctx context.Context, f func(iface string)) error {
+	return r.wakes(ctx, f, func() {})
+}
+
+// wakes calls listening once reports arrive.
+func (r *Router) wakes(ctx context.Context, f func(iface string), listening func()) error {
 	log, err := nflog.Open(&nflog.Config{NetNS: int(r.net.ns.Fd()), Group: wakeGroup, Copymode: nflog.CopyMeta, QThresh: 1})
 	if err != nil {
 		return fmt.Errorf("listen for packets to suspended machines: %w", err)
@@ -262,6 +267,7 @@ func (r *Router) Wakes(ctx context.Context, f func(iface string)) error {
 		cancel()
 		return errors.Join(fmt.Errorf("listen for packets to suspended machines: %w", err), log.Close())
 	}
+	listening()
 	select {
 	case <-ctx.Done():
 		err = context.Cause(ctx)

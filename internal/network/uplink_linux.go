@@ -200,7 +200,7 @@ func (r *Router) connect(ctx context.Context) (uplinkAddresses, error) {
 	if v6 && !u.v6 {
 		r.log.Warn("machines get no ipv6 to the internet: the host learned its route from router advertisements, which forwarding would switch off")
 	}
-	return u, r.configureUplink(u)
+	return u, r.configureUplink(ctx, u)
 }
 
 // existingUplink finds the link of an earlier run. One that does not lead to
@@ -376,7 +376,7 @@ func (r *Router) rememberHost(link netlink.Link) (remembered, error) {
 }
 
 // configureUplink gives both ends addresses and routes and lets the host forward.
-func (r *Router) configureUplink(u uplinkAddresses) error {
+func (r *Router) configureUplink(ctx context.Context, u uplinkAddresses) error {
 	end, err := r.hostNL.LinkByName(hostLink(r.o.Name))
 	if err != nil {
 		return fmt.Errorf("find the uplink: %w", err)
@@ -412,6 +412,9 @@ func (r *Router) configureUplink(u uplinkAddresses) error {
 		if err := side.h.LinkSetUp(side.link); err != nil {
 			return fmt.Errorf("bring %s up: %w", side.link.Attrs().Name, err)
 		}
+	}
+	if err := errors.Join(waitCarrier(ctx, r.hostNL, end), waitCarrier(ctx, r.net.nl, far)); err != nil {
+		return err
 	}
 	if err := addDefault(r.net.nl, far, u.host4); err != nil {
 		return err
@@ -501,6 +504,34 @@ func deleteLink(h *netlink.Handle, l netlink.Link) error {
 		return fmt.Errorf("remove link %s: %w", l.Attrs().Name, err)
 	}
 	return nil
+}
+
+// carrierTimeout is long for what takes microseconds on an idle host.
+const carrierTimeout = 5 * time.Second
+
+// waitCarrier waits until a link that is up also sends. Of two ends the kernel
+// activates the one that came up first a moment later, in its own time, and
+// until then drops what is sent: a first packet, and with it a second of a
+// connection's life.
+func waitCarrier(ctx context.Context, h *netlink.Handle, l netlink.Link) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, carrierTimeout, errors.New("no carrier"))
+	defer cancel()
+	t := time.NewTicker(250 * time.Microsecond)
+	defer t.Stop()
+	for {
+		now, err := h.LinkByIndex(l.Attrs().Index)
+		if err != nil {
+			return fmt.Errorf("wait for %s: %w", l.Attrs().Name, err)
+		}
+		if now.Attrs().OperState == netlink.OperUp {
+			return nil
+		}
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return fmt.Errorf("wait for %s: %w", l.Attrs().Name, context.Cause(ctx))
+		}
+	}
 }
 
 func addAddress(h *netlink.Handle, l netlink.Link, p netip.Prefix) error {

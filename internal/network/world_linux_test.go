@@ -128,6 +128,7 @@ func newHost(t testing.TB) *world {
 	}
 	l, err := host.LinkByName("eth0")
 	must(t, err)
+	must(t, waitCarrier(t.Context(), host, l))
 	must(t, addDefault(host, l, netip.MustParseAddr(internet4)))
 	must(t, addDefault(host, l, netip.MustParseAddr(internet6)))
 	return w

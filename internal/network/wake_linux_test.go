@@ -1,0 +1,217 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"net"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// wakes collects what Wakes reports.
+type wakes struct {
+	mu   sync.Mutex
+	seen map[string]int
+	news chan string
+}
+
+func watchWakes(t *testing.T, r *Router) *wakes {
+	t.Helper()
+	ws := &wakes{seen: map[string]int{}, news: make(chan string, 100)}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	done, listening := make(chan error, 1), make(chan struct{})
+	go func() {
+		done <- r.wakes(ctx, func(iface string) {
+			ws.mu.Lock()
+			ws.seen[iface]++
+			ws.mu.Unlock()
+			ws.news <- iface
+		}, func() { close(listening) })
+	}()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Errorf("wakes: got %v, want %v", err, context.Canceled)
+		}
+	})
+	select {
+	case <-listening:
+	case err := <-done:
+		done <- err
+		t.Fatal(err)
+	}
+	return ws
+}
+
+func (ws *wakes) count(iface string) int {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	return ws.seen[iface]
+}
+
+func (ws *wakes) wait(t *testing.T, want string) {
+	t.Helper()
+	select {
+	case got := <-ws.news:
+		if got != want {
+			t.Errorf("woke: got %s, want %s", got, want)
+		}
+	case <-time.After(5 * time.Second):
+		t.Errorf("no wake of %s in 5 s", want)
+	}
+}
+
+func TestFirstPacketWakes(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	ws := watchWakes(t, w.router)
+	asker, sleeper, stranger := w.attach(1, 7), w.attach(2, 7), w.attach(3, 8)
+	serve(t, sleeper.ns, 8080)
+	must(t, w.router.SetSuspended(sleeper.Interface, true))
+	must(t, w.router.SetSuspended(sleeper.Interface, true)) // idempotent
+
+	// None of these is anybody wanting something of the machine.
+	refused(t, "another network", stranger.ns, "tcp", at(sleeper.IPv4, 8080))
+	refused(t, "another network", stranger.ns, "udp", at(sleeper.IPv6, 8080))
+	reaches(t, "edge", w.net().ns, "tcp", at(sleeper.IPv4, 8080), GatewayIPv4)
+
+	// The first packet wakes, and is not lost.
+	reaches(t, "first packet", asker.ns, "tcp", at(sleeper.IPv4, 8080), asker.IPv4)
+	ws.wait(t, sleeper.Interface)
+	if got := ws.count(sleeper.Interface); got != 1 {
+		t.Errorf("wakes by one connection: got %d, want 1", got)
+	}
+
+	// Once awake nothing is reported any more; asleep again it is, by any
+	// family and protocol.
+	must(t, w.router.SetSuspended(sleeper.Interface, false))
+	must(t, w.router.SetSuspended(sleeper.Interface, false)) // idempotent
+	reaches(t, "awake", asker.ns, "tcp", at(sleeper.IPv6, 8080), asker.IPv6)
+	time.Sleep(wakeInterval) // the kernel's own clock, not ours to fake
+	if got := ws.count(sleeper.Interface); got != 1 {
+		t.Errorf("wakes of a running machine: got %d, want 0", got-1)
+	}
+	must(t, w.router.SetSuspended(sleeper.Interface, true))
+	reaches(t, "asleep again", asker.ns, "udp", at(sleeper.IPv6, 8080), asker.IPv6)
+	ws.wait(t, sleeper.Interface)
+}
+
+// TestWakesAreRateLimited floods a suspended machine.
+func TestWakesAreRateLimited(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	ws := watchWakes(t, w.router)
+	asker, sleeper := w.attach(1, 7), w.attach(2, 7)
+	must(t, w.router.SetSuspended(sleeper.Interface, true))
+	start := time.Now()
+	must(t, within(asker.ns, func() error {
+		c, err := net.Dial("udp", at(sleeper.IPv4, 9))
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		for range 10000 {
+			_, err := c.Write([]byte("x"))
+			// The machine says that nobody listens: that is its right.
+			if err != nil && !errors.Is(err, unix.ECONNREFUSED) {
+				return err
+			}
+		}
+		return nil
+	}))
+	ws.wait(t, sleeper.Interface)
+	most := 2 + int(time.Since(start)/wakeInterval)
+	if got := ws.count(sleeper.Interface); got < 1 || got > most {
+		t.Errorf("reports of 10000 packets: got %d, want 1 to %d", got, most)
+	}
+}
+
+// TestKeepAliveDoesNotWake holds a connection open to a suspended machine: its
+// kernel answers, the machine need not.
+func TestKeepAliveDoesNotWake(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	ws := watchWakes(t, w.router)
+	asker, sleeper := w.attach(1, 7), w.attach(2, 7)
+	var l net.Listener
+	must(t, within(sleeper.ns, func() (err error) {
+		l, err = net.Listen("tcp", at(sleeper.IPv4, 8080))
+		return err
+	}))
+	defer l.Close()
+	var c net.Conn
+	must(t, within(asker.ns, func() (err error) {
+		d := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: time.Second, Interval: time.Second, Count: 5}}
+		c, err = d.Dial("tcp", l.Addr().String())
+		return err
+	}))
+	defer c.Close()
+	before, err := w.net().Forwarded(t.Context())
+	must(t, err)
+	must(t, w.router.SetSuspended(sleeper.Interface, true))
+
+	// Wait for two probes: the socket's own account says when.
+	raw, err := c.(*net.TCPConn).SyscallConn()
+	must(t, err)
+	sent := func() (n uint32) {
+		_ = raw.Control(func(fd uintptr) {
+			if info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
+				n = info.Segs_out
+			}
+		})
+		return n
+	}
+	first := sent()
+	for deadline := time.Now().Add(10 * time.Second); sent() < first+2; {
+		if time.Now().After(deadline) {
+			t.Fatal("no keep-alive was sent")
+		}
+		time.Sleep(20 * time.Millisecond) // polling the kernel's timer
+	}
+	after, err := w.net().Forwarded(t.Context())
+	must(t, err)
+	if got := ws.count(sleeper.Interface); got != 0 {
+		t.Errorf("wakes by keep-alives: got %d, want 0", got)
+	}
+	if after[sleeper.Interface] != before[sleeper.Interface] {
+		t.Errorf("keep-alives counted as traffic: got %d, want %d", after[sleeper.Interface], before[sleeper.Interface])
+	}
+	// Data on the same connection does wake.
+	_, err = c.Write([]byte("wanted"))
+	must(t, err)
+	ws.wait(t, sleeper.Interface)
+}
+
+func TestForwardedCountsPrivateTraffic(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	a, b, c := w.attach(1, 7), w.attach(2, 7), w.attach(3, 7)
+	serve(t, b.ns, 8080)
+	counts := func() map[string]uint64 {
+		t.Helper()
+		m, err := w.net().Forwarded(t.Context())
+		must(t, err)
+		return m
+	}
+	reaches(t, "edge", w.net().ns, "tcp", at(b.IPv4, 8080), GatewayIPv4)
+	if got := counts(); got[b.Interface] != 0 {
+		t.Errorf("edge traffic counted: got %d, want 0", got[b.Interface])
+	}
+	reaches(t, "private", a.ns, "udp", at(b.IPv4, 8080), a.IPv4)
+	got := counts()
+	for _, m := range []*machine{a, b} {
+		if got[m.Interface] != 2 { // question and answer
+			t.Errorf("packets of %s: got %d, want 2", m.Interface, got[m.Interface])
+		}
+	}
+	if got[c.Interface] != 0 {
+		t.Errorf("packets of a silent machine: got %d, want 0", got[c.Interface])
+	}
+	must(t, w.net().Detach(t.Context(), b.Attachment))
+	if got := counts(); got[b.Interface] != 0 {
+		t.Errorf("packets after detach: got %d, want none", got[b.Interface])
+	}
+}
