@@ -91,3 +91,7 @@ func newBundle(t testing.TB, d *Driver, rootfs string, args []string, memory, sw
 	}
 	return c
 }
+
+func execOf(out *os.File, args []string) runtime.Exec {
+	return runtime.Exec{Args: args, Stdout: out, Stderr: out}
+}

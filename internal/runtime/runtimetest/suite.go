@@ -35,7 +35,7 @@ type Fixture struct {
 
 // Payload builds the program that the suite's containers run, or takes the
 // one that ROOST_TEST_PAYLOAD names, for hosts without Go.
-func Payload(t *testing.T) string {
+func Payload(t testing.TB) string {
 	t.Helper()
 	if path := os.Getenv("ROOST_TEST_PAYLOAD"); path != "" {
 		return path
@@ -50,7 +50,7 @@ func Payload(t *testing.T) string {
 }
 
 // Rootfs makes a root file system with nothing but /payload.
-func Rootfs(t *testing.T, payload string) string {
+func Rootfs(t testing.TB, payload string) string {
 	t.Helper()
 	dir := t.TempDir()
 	data, err := os.ReadFile(payload)
