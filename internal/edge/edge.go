@@ -28,8 +28,11 @@ import (
 	"github.com/roost-run/roost/internal/config"
 	"github.com/roost-run/roost/internal/health"
 	"github.com/roost-run/roost/internal/ipc"
+	"github.com/roost-run/roost/internal/nameserver"
+	"github.com/roost-run/roost/internal/network"
 	"github.com/roost-run/roost/internal/orders"
 	"github.com/roost-run/roost/internal/proxy"
+	"github.com/roost-run/roost/internal/proxy/autostop"
 	"github.com/roost-run/roost/internal/proxy/load"
 )
 
@@ -74,6 +77,7 @@ type edge struct {
 	proxy   *proxy.Proxy
 	prober  *health.Prober
 	front   *front
+	stops   *autostop.Loop
 	synced  atomic.Bool // control's feed was there once
 }
 
@@ -96,6 +100,12 @@ func (e *edge) run(ctx context.Context) error {
 		Synced: e.synced.Load, Access: access, Logger: e.log,
 	})
 	e.front = newFront(e.cfg.ControlSocket(), e.catalog, e.loads, e.log)
+
+	e.stops = autostop.New(autostop.Options{
+		Catalog: e.catalog, State: e.live.State, Loads: e.loads, Primary: e.cfg.Region, Logger: e.log,
+		Stopper: &stopper{supervisor: e.orders, live: e.live, applied: e.entry},
+		Quiet:   e.proxy.CloseIdle, Changed: e.proxy.Changed,
+	})
 
 	feedOptions := feed.Options{
 		Client: e.control, Catalog: e.catalog, File: filepath.Join(e.cfg.Data, "edge-catalog.json"), Log: e.log,
@@ -121,10 +131,15 @@ func (e *edge) run(ctx context.Context) error {
 	g.Go(func() error { return feed.Run(helpers, feedOptions) })
 	g.Go(func() error { return e.followCatalog(helpers) })
 	g.Go(func() error { return e.live.follow(helpers, e.orders, e.begun, e.entry) })
+	g.Go(func() error { return e.stops.Run(helpers) })
 	g.Go(func() error { return e.serveStatus(helpers) })
 
 	var servers errgroup.Group
-	if err := e.serve(&servers, names, files); err != nil {
+	dns, err := e.serve(&servers, names, files)
+	if err == nil {
+		err = e.servePrivate(helpers, &g, dns)
+	}
+	if err != nil {
 		stopHelpers(err)
 		return errors.Join(err, ignoreStop(g.Wait()))
 	}
@@ -166,20 +181,53 @@ func (e *edge) listeners(ctx context.Context) (names []orders.Listener, files []
 	}
 }
 
-// serve begins to serve every listener.
-func (e *edge) serve(g *errgroup.Group, names []orders.Listener, files []*os.File) error {
+// dnsSockets are the name server's.
+type dnsSockets struct {
+	stream []net.Listener
+	packet []net.PacketConn
+}
+
+// servePrivate serves names inside the private network, where there is one,
+// and counts its traffic.
+func (e *edge) servePrivate(ctx context.Context, g *errgroup.Group, sockets dnsSockets) error {
+	if len(sockets.stream)+len(sockets.packet) == 0 {
+		return nil
+	}
+	n, err := network.Open(network.Options{Name: e.cfg.InstanceName(), Namespace: e.cfg.RouterNamespace(), HostNamespace: e.cfg.HostNamespace()})
+	if err != nil {
+		return err
+	}
+	dns := nameserver.New(nameserver.Options{
+		Catalog: e.catalog, State: e.live.State, Upstreams: upstreams(e.cfg.Nameservers, "/etc/resolv.conf", e.log), Dial: n.DialHost, Log: e.log,
+	})
+	var users errgroup.Group
+	users.Go(func() error { return dns.Serve(ctx, sockets.stream, sockets.packet) })
+	users.Go(func() error { return e.followTraffic(ctx, n) })
+	g.Go(func() error { return errors.Join(users.Wait(), n.Close()) })
+	return nil
+}
+
+// serve begins to serve every listener; those of the name server it returns.
+func (e *edge) serve(g *errgroup.Group, names []orders.Listener, files []*os.File) (dns dnsSockets, _ error) {
 	for i, n := range names {
 		f := files[i]
-		switch n.Kind {
-		case orders.ListenDNSUDP, orders.ListenDNS:
+		if n.Kind == orders.ListenDNSUDP {
+			c, err := net.FilePacketConn(f)
+			if err != nil {
+				return dns, fmt.Errorf("listen on %s: %w", n.Address, err)
+			}
+			_ = f.Close() // c has its own
+			dns.packet = append(dns.packet, c)
 			continue
 		}
 		l, err := net.FileListener(f)
 		if err != nil {
-			return fmt.Errorf("listen on %s: %w", n.Address, err)
+			return dns, fmt.Errorf("listen on %s: %w", n.Address, err)
 		}
 		_ = f.Close() // l has its own
 		switch n.Kind {
+		case orders.ListenDNS:
+			dns.stream = append(dns.stream, l)
 		case orders.ListenEdge:
 			if n.TLS {
 				// Held open for the certificate work to come; nobody accepts.
@@ -193,7 +241,7 @@ func (e *edge) serve(g *errgroup.Group, names []orders.Listener, files []*os.Fil
 			_ = l.Close()
 		}
 	}
-	return nil
+	return dns, nil
 }
 
 func ignoreClosed(err error) error {
@@ -234,6 +282,7 @@ func (e *edge) begun(all []orders.Instance) {
 			e.started(m)
 		case orders.PhaseSuspended, orders.PhaseSuspending:
 			e.proxy.Suspended(m, false)
+			e.stops.Suspended(m.ID, i.Instance, i.Since)
 		case orders.PhaseStopped:
 			e.stopped(m)
 		}
@@ -249,11 +298,13 @@ func (e *edge) entry(n orders.Entry) {
 	case orders.EntryPrepared, orders.EntryStarting:
 		e.front.machine(e.orders, n.Machine, n.Instance)
 	case orders.EntryStarted, orders.EntryResumed:
+		e.loads.Unit(n.Instance).Touch(n.At)
 		e.started(m)
 	case orders.EntrySuspending:
 		e.proxy.Suspended(m, false)
 	case orders.EntrySuspended:
 		e.proxy.Suspended(m, true)
+		e.stops.Suspended(n.Machine, n.Instance, n.At)
 	case orders.EntryExited, orders.EntryFailed:
 		e.stopped(m)
 	case orders.EntryRemoved:
@@ -267,12 +318,14 @@ func (e *edge) entry(n orders.Entry) {
 
 func (e *edge) started(m *root.Machine) {
 	e.proxy.Resumed(m)
+	e.stops.Started(m.ID, m.Spec.Instance)
 	for i := range m.Spec.Config.Services {
 		e.prober.Watch(health.Target{Machine: m.ID, Instance: m.Spec.Instance, Address: m.Spec.Address.IPv4, Port: m.Spec.Config.Services[i].InternalPort})
 	}
 }
 
 func (e *edge) stopped(m *root.Machine) {
+	e.stops.Stopped(m.Spec.Instance)
 	e.prober.Forget(m.Spec.Instance)
 	e.proxy.CloseIdle(m.Spec.Instance)
 }

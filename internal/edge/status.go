@@ -39,6 +39,11 @@ func (e *edge) serveStatus(ctx context.Context) error {
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", ipc.Handler(func(context.Context, *http.Request, struct{}) (Status, error) { return e.status(), nil }))
+	mux.HandleFunc("GET /load/{instance}", ipc.Handler(func(_ context.Context, r *http.Request, _ struct{}) (MachineLoad, error) {
+		id := root.InstanceID(r.PathValue("instance"))
+		c := e.loads.Unit(id).Counts()
+		return MachineLoad{Instance: id, InFlight: c.InFlight, Upgrades: c.Upgrades, Waiting: c.Waiting}, nil
+	}))
 	s := ipc.NewServer(ipc.RequireRoot(mux))
 	stop := context.AfterFunc(ctx, func() { _ = s.Close() })
 	defer stop()
