@@ -55,9 +55,7 @@ type Options struct {
 	// Drain returns when the edge has nothing in flight to an instance, or ctx
 	// ends. Nil: a replaced version is stopped drainGrace after the switch.
 	Drain func(ctx context.Context, m *root.Machine) error
-	// Say writes a line of the platform to a machine's log. Nil: nowhere.
-	Say func(m *root.Machine, line string)
-	Log *slog.Logger
+	Log   *slog.Logger
 }
 
 // Timeouts and bounds.
@@ -405,8 +403,14 @@ func (a *Agent) protect(ctx context.Context, id root.MachineID, digests ...root.
 	return nil
 }
 
-func (a *Agent) say(m *root.Machine, line string) {
-	if a.o.Say != nil && line != "" {
-		a.o.Say(m, line)
+// say writes a line of the platform to a machine's log.
+func (a *Agent) say(i *instance, line string) {
+	if line == "" || !i.staged {
+		return
+	}
+	ctx, cancel := context.WithTimeout(a.ctx, newsTimeout)
+	defer cancel()
+	if err := a.o.Supervisor.Note(ctx, i.id(), line); err != nil {
+		a.log.Warn("machine log", "machine", i.machine.ID, "err", err)
 	}
 }

@@ -132,7 +132,7 @@ func (a *Agent) furnish(ctx context.Context, i *instance) error {
 	}
 	i.image = img
 	dir := a.o.Config.MachineDir(i.id())
-	if err := os.MkdirAll(filepath.Join(dir, "api"), 0o755); err != nil {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(filepath.Dir(a.namespace(i.id())), 0o755); err != nil {
@@ -229,7 +229,7 @@ func (a *Agent) fill(ctx context.Context, i *instance, n uint64, rootfs string) 
 		Image:      i.image.Config,
 		Config:     c,
 		Env:        platformEnv(m),
-		APIDir:     filepath.Join(a.o.Config.MachineDir(i.id()), "api"),
+		APIDir:     filepath.Join(a.o.Config.MachineDir(i.id()), "fly"), // the supervisor listens there
 		ResolvConf: resolv, HostsFile: hosts,
 		Memory: c.Guest.Memory, Swap: c.Swap,
 		CPUShares: bundle.Shares(c.Guest),

@@ -267,13 +267,16 @@ func (m *machine) take(e orders.Entry) {
 		return
 	}
 	m.inst.note(e)
+	if m.st.State == root.StateDestroying || m.st.State == root.StateDestroyed {
+		return // how it ends is of no interest any more
+	}
 	before := m.st.Stamp
 	t := tell(&m.st, &m.rec.Spec.Config, &m.tries, e, m.inst.problem != "" && e.Number == m.inst.last)
 	if before == m.st.Stamp {
 		return
 	}
 	m.dirty = true
-	m.a.say(m.rec, t.line)
+	m.a.say(m.inst, t.line)
 	switch t.step {
 	case stepStart:
 		m.wantStart = reasonRestart
@@ -371,7 +374,7 @@ func (m *machine) unstarted(ctx context.Context, reason string, err error) {
 	}
 	t := failed(&m.st, &m.rec.Spec.Config, &m.tries, e, false)
 	m.st.UpdatedAt, m.dirty = e.At, true
-	m.a.say(m.rec, t.line)
+	m.a.say(m.inst, t.line)
 	if t.step == stepRetry {
 		m.policy.Reset(t.delay)
 	}

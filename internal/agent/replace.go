@@ -137,6 +137,9 @@ func (m *machine) afterwards(ctx context.Context, commit func(context.Context) (
 	if err := m.start(ctx, orders.Start{Source: orders.SourceHost, Reason: reasonUpdate}); err != nil {
 		if m.st.State == root.StateStarting {
 			m.st.State, m.st.Message, m.dirty = root.StateFailed, root.MessageOf(err), true
+			if k := root.KindOf(err); k == root.Exhausted || k == root.Unavailable || k == root.Timeout {
+				m.st.State = root.StateStopped // it may work later: a request may wake it
+			}
 		}
 		return &root.Error{Kind: root.KindOf(err), Message: "the new version did not start: " + root.MessageOf(err), Err: err}
 	}
@@ -147,6 +150,7 @@ func (m *machine) afterwards(ctx context.Context, commit func(context.Context) (
 // for the old one goes with it.
 func (m *machine) switchOver(began time.Time) {
 	m.inst, m.cand = m.cand, nil
+	m.wantLease = true
 	m.rec = m.inst.machine
 	m.used, m.wantGone, m.wantStart = nil, false, ""
 	m.policy.Stop()

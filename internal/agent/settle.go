@@ -115,7 +115,7 @@ func (m *machine) lost(e orders.Entry) {
 	e.Stamp = m.st.Stamp
 	t := exited(&m.st, &m.rec.Spec.Config, &m.tries, e)
 	m.st.UpdatedAt, m.dirty = e.At, true
-	m.a.say(m.rec, t.line)
+	m.a.say(m.inst, t.line)
 	switch t.step {
 	case stepStart:
 		m.wantStart = reasonRestart

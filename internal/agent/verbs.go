@@ -54,7 +54,7 @@ func (m *machine) launchFailed(err error) {
 		pushExit(&m.st, orders.Entry{At: at, Reason: reasonLaunch}, root.Exit{Code: -1, Signal: -1, Error: m.st.Message, At: at})
 	}
 	m.st.UpdatedAt, m.dirty = at, true
-	m.a.say(m.rec, "machine could not be launched: "+m.st.Message)
+	m.a.say(m.inst, "machine could not be launched: "+m.st.Message)
 }
 
 // start orders a boot or a thaw and returns when the status says so.

@@ -33,6 +33,10 @@ func (s *server) handler() http.Handler {
 	mux.HandleFunc("POST /v1/instances/{instance}/stop", verb(s, func(ctx context.Context, sl *slot, o orders.Stop) (orders.Done, error) { return sl.stop(ctx, o) }))
 	mux.HandleFunc("POST /v1/instances/{instance}/suspend", verb(s, func(ctx context.Context, sl *slot, o orders.Suspend) (orders.Done, error) { return sl.suspend(ctx, o) }))
 	mux.HandleFunc("POST /v1/instances/{instance}/signal", verb(s, func(ctx context.Context, sl *slot, o orders.Signal) (orders.Done, error) { return sl.signal(ctx, o) }))
+	mux.HandleFunc("POST /v1/instances/{instance}/note", verb(s, func(_ context.Context, sl *slot, o orders.Note) (orders.Done, error) {
+		s.slots.logs.platform(sl.source(), o.Line)
+		return sl.done(), nil
+	}))
 	mux.HandleFunc("POST /v1/instances/{instance}/lease", verb(s, func(_ context.Context, sl *slot, o orders.Lease) (orders.Done, error) { return sl.lease(o), nil }))
 	mux.HandleFunc("POST /v1/instances/{instance}/reclaim", verb(s, func(ctx context.Context, sl *slot, _ struct{}) (orders.Done, error) {
 		err := s.slots.reclaim(ctx, sl)

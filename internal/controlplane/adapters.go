@@ -1,0 +1,71 @@
+package controlplane
+
+import (
+	"context"
+	"io"
+
+	"github.com/oklog/ulid/v2"
+
+	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/internal/builder"
+	"github.com/roost-run/roost/internal/config"
+	"github.com/roost-run/roost/internal/control"
+	"github.com/roost-run/roost/internal/image"
+	"github.com/roost-run/roost/internal/machinelog"
+	"github.com/roost-run/roost/internal/orders"
+)
+
+// The compiler checks that what control asks for is there.
+var (
+	_ control.ImageStore = imageStore{}
+	_ control.Builder    = imageBuilder{}
+	_ control.LogReader  = logReader{}
+)
+
+func newID() string { return ulid.Make().String() }
+
+// imageStore is the image store in control's words.
+type imageStore struct{ *image.Store }
+
+func (s imageStore) List(ctx context.Context) ([]control.ImageInfo, error) {
+	list, err := s.Store.List(ctx)
+	out := make([]control.ImageInfo, 0, len(list))
+	for _, i := range list {
+		out = append(out, control.ImageInfo{Image: i.Image, Size: i.Size, CreatedAt: i.CreatedAt, InUse: i.InUse})
+	}
+	return out, err
+}
+
+func (s imageStore) Pull(ctx context.Context, ref string, progress func(control.PullProgress)) (root.Image, error) {
+	return s.Store.Pull(ctx, ref, func(p image.Progress) {
+		if progress != nil {
+			progress(control.PullProgress{State: p.Stage, Done: p.Bytes, Total: p.Total})
+		}
+	})
+}
+
+// imageBuilder reaches the builder process, which is started when needed.
+type imageBuilder struct {
+	supervisor *orders.Client
+	socket     string
+}
+
+func (b imageBuilder) Build(ctx context.Context, r control.BuildRequest, tar io.Reader, log func(string)) (root.Image, error) {
+	if err := b.supervisor.StartBuilder(ctx); err != nil {
+		return root.Image{}, err
+	}
+	return builder.Build(ctx, b.socket, builder.Request{App: r.App, Kind: r.Kind, Args: r.Args}, tar, log)
+}
+
+// logReader reads the logs of this host.
+type logReader struct{ cfg config.Config }
+
+func (l logReader) Tail(ctx context.Context, app root.AppName, f control.LogFilter, follow bool, line func(control.LogLine) error) error {
+	filter := machinelog.Filter{Machine: f.Machine, Since: f.Since, Lines: f.Lines}
+	return machinelog.Tail(ctx, l.cfg.LogDir(app), filter, follow, func(m machinelog.Line) error {
+		return line(control.LogLine{
+			At: m.At, App: m.App, Machine: m.Machine, Instance: m.Instance, Region: m.Region,
+			Provider: m.Provider, Stream: m.Stream, Message: m.Message,
+		})
+	})
+}

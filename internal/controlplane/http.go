@@ -1,0 +1,108 @@
+package controlplane
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"time"
+
+	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/internal/auth"
+	"github.com/roost-run/roost/internal/catalog/feed"
+	"github.com/roost-run/roost/internal/ipc"
+	"github.com/roost-run/roost/internal/registry"
+)
+
+// Report is what the edge found out about a machine: the body of POST
+// /internal/report is a list of them.
+type Report struct {
+	Machine  root.MachineID
+	Instance root.InstanceID
+	Checks   []root.CheckResult
+}
+
+// handler is all of control.sock: the edge's own paths, the registry, and the
+// API for everything else.
+func (p *process) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET "+feed.Path, feed.Handler(p.catalog))
+	mux.HandleFunc("POST /internal/report", ipc.Handler(func(ctx context.Context, _ *http.Request, reports []Report) (struct{}, error) {
+		for _, r := range reports {
+			err := p.agent.Report(ctx, r.Machine, r.Instance, r.Checks)
+			if err != nil && !root.IsKind(err, root.NotFound) {
+				return struct{}{}, err
+			}
+		}
+		return struct{}{}, nil
+	}))
+	mux.Handle("/internal/", http.NotFoundHandler())
+	mux.Handle("/v2/", registry.Handler(p.images, p.authorizeRepository, p.log))
+	mux.Handle("/", p.api())
+	return mux
+}
+
+// authorizeRepository says whether a request may pull from or push to a
+// repository of our registry, whose name is an app's.
+func (p *process) authorizeRepository(r *http.Request, repo string, push bool) error {
+	actor, err := p.registryActor(r)
+	if err != nil {
+		return err
+	}
+	permission := auth.ImageRead
+	if push {
+		permission = auth.ImagePush
+	}
+	if repo == "" { // the version check and the catalogue: any valid caller
+		return nil
+	}
+	app := p.catalog.Snapshot().App(root.AppName(repo))
+	if app == nil {
+		if err := actor.Allow(permission, "", root.AppName(repo), ""); err != nil {
+			return err
+		}
+		return root.Errorf(root.NotFound, "app %q not found: a repository is named after its app; create it with \"roost app create %s\"", repo, repo)
+	}
+	return actor.Allow(permission, app.Org, app.Name, "")
+}
+
+func (p *process) registryActor(r *http.Request) (auth.Actor, error) {
+	if r.Header.Get("Authorization") == "" && r.Header.Get("Roost-Front") == "api-sock" && r.Header.Get("Roost-Peer") == "uid:0" {
+		return auth.LocalRoot(), nil
+	}
+	if _, password, ok := r.BasicAuth(); ok { // docker login: any user, the token as password
+		return p.verifier.Verify(r.Context(), password)
+	}
+	return p.verifier.VerifyHeader(r.Context(), r.Header.Values("Authorization"))
+}
+
+// Bounds of the wait for a replaced version to have nothing in flight.
+const (
+	// switchGrace is for the edge to have seen the switch: its feed is local.
+	switchGrace  = 100 * time.Millisecond
+	drainPoll    = 50 * time.Millisecond
+	maxDrainPoll = 500 * time.Millisecond
+)
+
+// load is what the edge's socket says of an instance.
+type load struct{ InFlight, Upgrades, Waiting int }
+
+// drain returns when the edge has nothing in flight to the machine's version.
+func (p *process) drain(ctx context.Context, m *root.Machine) error {
+	edge := ipc.NewClient(p.cfg.EdgeSocket())
+	defer edge.Close()
+	for pause := switchGrace; ; pause = min(max(2*pause, drainPoll), maxDrainPoll) {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(pause):
+		}
+		var l load
+		err := edge.Call(ctx, http.MethodGet, "/load/"+string(m.Spec.Instance), nil, &l)
+		if err != nil && !root.IsKind(err, root.Unavailable) { // an edge that is gone has nothing in flight, but may come back
+			return fmt.Errorf("ask the edge for load: %w", err)
+		}
+		if err == nil && l.InFlight == 0 && l.Upgrades == 0 {
+			return nil
+		}
+	}
+}
