@@ -1,0 +1,611 @@
+package supervisor
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/go-runc"
+	"github.com/google/go-cmp/cmp"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+
+	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/internal/config"
+	"github.com/roost-run/roost/internal/machinelog"
+	"github.com/roost-run/roost/internal/network"
+	"github.com/roost-run/roost/internal/orders"
+	"github.com/roost-run/roost/internal/runtime/bundle"
+	"github.com/roost-run/roost/internal/runtime/cgroup"
+	"github.com/roost-run/roost/internal/runtime/runtimetest"
+)
+
+// host is a real server process and its client.
+type host struct {
+	t      *testing.T
+	cfg    config.Config
+	client *orders.Client
+	cmd    *exec.Cmd
+	exited chan runc.Exit
+	log    *os.File
+}
+
+func newHost(t *testing.T) *host {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Fatal("this test needs root: it makes network namespaces and runs containers")
+	}
+	// Short, for the sockets in it.
+	dir, err := os.MkdirTemp("", "roost-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := config.Default()
+	cfg.Run, cfg.Data = filepath.Join(dir, "run"), filepath.Join(dir, "data")
+	cfg.Listen = []config.Listen{{Addr: freeAddress(t), Port: 80}}
+	cfg.API = freeAddress(t)
+	cfg.Swap, cfg.Memory = "none", root.GiB
+	cfg.LogLevel = "debug"
+	h := &host{t: t, cfg: cfg, client: orders.NewClient(cfg.SupervisorSocket())}
+	if h.log, err = os.Create(filepath.Join(dir, "log")); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), deadline)
+		defer cancel()
+		if h.running() {
+			h.shutdown(ctx)
+		}
+		h.client.Close()
+		h.sweep(ctx)
+		if t.Failed() {
+			data, _ := os.ReadFile(h.log.Name())
+			t.Logf("log of the server:\n%s", data)
+		}
+		_ = h.log.Close()
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return h
+}
+
+// sweep takes away what a server that died has left.
+func (h *host) sweep(ctx context.Context) {
+	if _, err := os.Stat(h.cfg.RouterNamespace()); err != nil {
+		return
+	}
+	h.t.Error("the server has left things behind")
+	r, err := network.OpenRouter(ctx, networkOptions(&h.cfg), slog.New(slog.DiscardHandler))
+	if err != nil {
+		h.t.Error(err)
+		return
+	}
+	cg, err := cgroup.Open(h.cfg.CgroupParent())
+	if err != nil {
+		h.t.Error(err)
+		return
+	}
+	if err := errors.Join(r.Close(ctx), unmountBelow(h.cfg.Run), cg.Remove()); err != nil {
+		h.t.Error(err)
+	}
+}
+
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// start starts the server and waits until it takes orders.
+func (h *host) start() {
+	h.t.Helper()
+	cfg, err := json.Marshal(h.cfg)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.cmd = exec.Command("/proc/self/exe")
+	h.cmd.Env = append(os.Environ(), "ROOST_TEST_ROLE=server", "ROOST_TEST_CONFIG="+string(cfg))
+	h.cmd.Stdout, h.cmd.Stderr = h.log, h.log
+	if h.exited, err = testReaper.Start(h.cmd); err != nil {
+		h.t.Fatal(err)
+	}
+	h.ready()
+}
+
+func (h *host) ready() {
+	h.t.Helper()
+	poll(h.t, func() bool {
+		if !h.running() {
+			h.t.Fatal("the server ended")
+		}
+		st, err := h.client.Host(h.t.Context())
+		return err == nil && st.Children[childEdge] != 0 && st.Children[childControl] != 0 && h.ask() != ""
+	})
+}
+
+func (h *host) running() bool { return h.cmd != nil && len(h.exited) == 0 }
+
+// kill is kill -9.
+func (h *host) kill() {
+	h.t.Helper()
+	if err := unix.Kill(h.cmd.Process.Pid, unix.SIGKILL); err != nil {
+		h.t.Fatal(err)
+	}
+	<-h.exited
+	h.cmd = nil
+	h.client.Close()
+}
+
+func (h *host) shutdown(ctx context.Context) {
+	h.t.Helper()
+	if err := h.client.Shutdown(ctx, orders.Shutdown{Machines: true}); err != nil {
+		h.t.Errorf("shutdown: %v", err)
+	}
+	select {
+	case e := <-h.exited:
+		if e.Status != 0 {
+			h.t.Errorf("exit code of the server: got %d, want 0", e.Status)
+		}
+	case <-ctx.Done():
+		h.t.Error("the server does not end")
+	}
+	h.cmd = nil
+}
+
+// ask asks the edge for its process id; "" if it does not answer.
+func (h *host) ask() string {
+	ctx, cancel := context.WithTimeout(h.t.Context(), deadline)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+h.cfg.Listen[0].Addr, nil)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	req.Close = true
+	resp, err := http.DefaultTransport.RoundTrip(req)
+	if err != nil {
+		return ""
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return ""
+	}
+	return string(b)
+}
+
+// boot makes the bundle of an instance that runs the payload.
+func (h *host) boot(id root.InstanceID, number uint64, args ...string) orders.Boot {
+	h.t.Helper()
+	container := fmt.Sprintf("%s-%d", strings.ToLower(string(id)), number)
+	b := orders.Boot{
+		Machine: root.MachineID("148e1234c5678" + string(id[len(id)-1:])), App: "shop", Instance: id, Generation: 1, Number: number,
+		Container: container, Bundle: filepath.Join(h.cfg.MachineDir(id), container), Memory: 64 * root.MiB,
+		Command: "payload", Stop: root.Stop{Signal: "SIGINT", Timeout: 5 * time.Second},
+	}
+	if err := os.MkdirAll(b.Bundle, 0o755); err != nil {
+		h.t.Fatal(err)
+	}
+	err := bundle.Write(b.Bundle, bundle.Spec{
+		Container: container, Hostname: string(b.Machine), CgroupPath: "/" + h.cfg.CgroupParent() + "/" + container,
+		Rootfs: runtimetest.Rootfs(h.t, testPayload), Image: ocispec.ImageConfig{Cmd: append([]string{"/payload"}, args...)},
+		Memory: b.Memory, CPUShares: 64, Init: "/usr/bin/tini-static", APIDir: filepath.Join(h.cfg.MachineDir(id), "fly"),
+	})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return b
+}
+
+// started boots an instance.
+func (h *host) started(id root.InstanceID, args ...string) orders.Instance {
+	h.t.Helper()
+	if err := os.MkdirAll(filepath.Join(h.cfg.MachineDir(id), "fly"), 0o755); err != nil {
+		h.t.Fatal(err)
+	}
+	if _, err := h.client.Prepare(h.t.Context(), h.boot(id, 1, args...)); err != nil {
+		h.t.Fatal(err)
+	}
+	if _, err := h.client.Start(h.t.Context(), id, orders.Start{Source: orders.SourceUser}); err != nil {
+		h.t.Fatal(err)
+	}
+	return h.instance(id)
+}
+
+func (h *host) instance(id root.InstanceID) orders.Instance {
+	h.t.Helper()
+	i, err := h.client.Instance(h.t.Context(), id)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return i
+}
+
+var errFound = errors.New("found")
+
+// until waits for a journal entry.
+func (h *host) until(id root.InstanceID, typ orders.EntryType) (found orders.Entry) {
+	h.t.Helper()
+	ctx, cancel := context.WithTimeout(h.t.Context(), deadline)
+	defer cancel()
+	err := h.client.Journal(ctx, root.Stamp{}, func(e orders.Entry) error {
+		if e.Instance == id && e.Type == typ {
+			found = e
+			return errFound
+		}
+		return nil
+	})
+	if !errors.Is(err, errFound) {
+		h.t.Fatalf("no entry %s of %s: %v", typ, id, err)
+	}
+	return found
+}
+
+// logged waits for a line in a machine's log.
+func (h *host) logged(m root.MachineID, line string) {
+	h.t.Helper()
+	ctx, cancel := context.WithTimeout(h.t.Context(), deadline)
+	defer cancel()
+	var lines []string
+	err := machinelog.Tail(ctx, h.cfg.LogDir("shop"), machinelog.Filter{Machine: m}, true, func(l machinelog.Line) error {
+		lines = append(lines, l.Message)
+		if l.Message == line {
+			return errFound
+		}
+		return nil
+	})
+	if !errors.Is(err, errFound) {
+		h.t.Errorf("no line %q in the log: %q, %v", line, lines, err)
+	}
+}
+
+func alive(pid int) bool { return unix.Kill(pid, 0) == nil }
+
+func TestServerRunsAMachine(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.start()
+	i := h.started("01A", "catch", "7")
+	h.logged(i.Machine, "ready")
+	in, err := h.client.Inspect(t.Context(), "01A")
+	if err != nil || len(in.Processes) != 1 || in.Processes[0].Command != "/payload catch 7" || in.Processes[0].PID < 2 {
+		t.Errorf("inspect: got %+v, %v, want the payload", in, err)
+	}
+	st, err := h.client.Stats(t.Context(), "01A")
+	if err != nil || st.Memory <= 0 || st.Processes != 2 {
+		t.Errorf("stats: got %+v, %v", st, err)
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	res, err := h.client.Exec(t.Context(), "01A", orders.Exec{Args: []string{"/payload", "exit", "3"}}, null, w, w)
+	_ = w.Close()
+	out, _ := io.ReadAll(r)
+	if err != nil || res.Code != 3 || string(out) != "hello\n" {
+		t.Errorf("exec: got %+v, %q, %v, want 3 and hello", res, out, err)
+	}
+	if _, err := h.client.Exec(t.Context(), "01A", orders.Exec{Args: []string{"/nothing"}}, null, null, null); root.KindOf(err) != root.Invalid {
+		t.Errorf("exec of nothing: got %v, want kind invalid", err)
+	}
+	if _, err := h.client.Stop(t.Context(), "01A", orders.Stop{Source: orders.SourceUser}); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(&orders.Exit{Code: 7, Requested: true}, h.until("01A", orders.EntryExited).Exit); diff != "" {
+		t.Errorf("exit (-want +got):\n%s", diff)
+	}
+	h.logged(i.Machine, "Main child exited normally with code: 7")
+	h.logged(i.Machine, "Preparing to run: `payload`")
+}
+
+func TestExecEndsWithItsCaller(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.start()
+	h.started("01A", "sleep")
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		_, err := h.client.Exec(ctx, "01A", orders.Exec{Args: []string{"/payload", "sleep"}}, null, null, null)
+		done <- err
+	}()
+	processes := func() int {
+		st, err := h.client.Stats(t.Context(), "01A")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st.Processes
+	}
+	poll(t, func() bool { return processes() == 3 })
+	cancel()
+	if err := <-done; err == nil {
+		t.Error("exec: got no error")
+	}
+	poll(t, func() bool { return processes() == 2 })
+}
+
+func TestOutOfMemory(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.start()
+	h.started("01A", "eat", "500")
+	e := h.until("01A", orders.EntryExited)
+	if e.Exit == nil || !e.Exit.OOMKilled || e.Exit.Code != 137 || e.Exit.Requested {
+		t.Errorf("exit: got %+v, want killed for memory", e.Exit)
+	}
+}
+
+func TestServerKilledAndAdopted(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.start()
+	running := h.started("01A", "catch", "7")
+	h.logged(running.Machine, "ready")
+	asleep := h.started("01B", "sleep")
+	if _, err := h.client.Suspend(t.Context(), "01B", orders.Suspend{}); err != nil {
+		t.Fatal(err)
+	}
+	dies := h.started("01C", "sleep")
+	if _, err := h.client.Prepare(t.Context(), h.boot("01D", 1, "exit", "0")); err != nil {
+		t.Fatal(err)
+	}
+	before, err := h.client.Host(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	edge := h.ask()
+
+	h.kill()
+	if got := h.ask(); got != edge {
+		t.Errorf("edge without server: got %q, want %q", got, edge)
+	}
+	for _, i := range []orders.Instance{running, asleep} {
+		if !alive(i.PID) {
+			t.Errorf("machine %s died with the server", i.Machine)
+		}
+	}
+	// It prints while nobody reads, and another one ends while nobody watches.
+	out, err := os.OpenFile(fmt.Sprintf("/proc/%d/fd/1", running.PID), os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := out.WriteString("printed in the gap\n"); err != nil {
+		t.Error(err)
+	}
+	_ = out.Close()
+	if err := unix.Kill(dies.PID, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	poll(t, func() bool { return !alive(dies.PID) })
+
+	h.start()
+	after, err := h.client.Host(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if after.Boot != before.Boot || after.Children[childEdge] != before.Children[childEdge] || after.Children[childControl] != before.Children[childControl] {
+		t.Errorf("host: got %+v, want boot and children of %+v", after, before)
+	}
+	if got := h.ask(); got != edge {
+		t.Errorf("edge after adoption: got %q, want %q", got, edge)
+	}
+	if got := h.instance("01A"); got.Phase != orders.PhaseStarted || got.PID != running.PID || got.Stamp != running.Stamp {
+		t.Errorf("running machine: got %+v, want as it was", got)
+	}
+	if got := h.instance("01B"); got.Phase != orders.PhaseSuspended || got.PID != asleep.PID {
+		t.Errorf("suspended machine: got %+v, want as it was", got)
+	}
+	if got := h.instance("01D"); got.Next == nil || got.Phase != orders.PhaseStopped {
+		t.Errorf("prepared machine: got %+v, want its boot", got)
+	}
+	if diff := cmp.Diff(&orders.Exit{Code: -1}, h.until("01C", orders.EntryExited).Exit); diff != "" {
+		t.Errorf("exit in the gap (-want +got):\n%s", diff)
+	}
+	h.logged(running.Machine, "printed in the gap")
+	if out, err := h.client.Start(t.Context(), "01B", orders.Start{Source: orders.SourceProxy}); err != nil || !out.Thawed {
+		t.Errorf("wake of the adopted one: got %+v, %v", out, err)
+	}
+	if _, err := h.client.Start(t.Context(), "01D", orders.Start{}); err != nil {
+		t.Errorf("start of the adopted boot: %v", err)
+	}
+	if _, err := h.client.Stop(t.Context(), "01A", orders.Stop{}); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(&orders.Exit{Code: 7, Requested: true}, h.until("01A", orders.EntryExited).Exit); diff != "" {
+		t.Errorf("exit of the adopted one (-want +got):\n%s", diff)
+	}
+	// Its edge ends: the adopted sockets serve the next one.
+	pid := after.Children[childEdge]
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	poll(t, func() bool { got := h.ask(); return got != "" && got != edge })
+}
+
+func TestChildrenComeBackAndNoConnectionIsRefused(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.start()
+	stop := make(chan struct{})
+	var callers sync.WaitGroup
+	for range 4 {
+		callers.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				c, err := net.Dial("tcp", h.cfg.Listen[0].Addr)
+				if err != nil {
+					t.Errorf("connect: %v", err)
+					return
+				}
+				_ = c.Close()
+			}
+		})
+	}
+	for range 3 {
+		edge := h.ask()
+		st, err := h.client.Host(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, pid := range st.Children {
+			if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+				t.Fatalf("kill %s: %v", name, err)
+			}
+		}
+		poll(t, func() bool { got := h.ask(); return got != "" && got != edge })
+		h.ready()
+	}
+	close(stop)
+	callers.Wait()
+}
+
+func TestTerminateLeavesMachines(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.start()
+	i := h.started("01A", "sleep")
+	if err := unix.Kill(h.cmd.Process.Pid, unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if e := <-h.exited; e.Status != 0 {
+		t.Errorf("exit code: got %d, want 0", e.Status)
+	}
+	h.cmd = nil
+	h.client.Close()
+	if got := h.ask(); got != "" {
+		t.Errorf("the edge still answers")
+	}
+	if !alive(i.PID) {
+		t.Fatal("the machine was stopped")
+	}
+	h.start()
+	if got := h.instance("01A"); got.Phase != orders.PhaseStarted || got.PID != i.PID {
+		t.Errorf("machine: got %+v, want it adopted", got)
+	}
+}
+
+func TestUpgradeKeepsEverything(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.start()
+	i := h.started("01A", "catch", "7")
+	h.logged(i.Machine, "ready")
+	edge, pid := h.ask(), h.cmd.Process.Pid
+	if err := unix.Kill(pid, unix.SIGUSR2); err != nil {
+		t.Fatal(err)
+	}
+	poll(t, func() bool {
+		data, err := os.ReadFile(h.log.Name())
+		return err == nil && bytes.Count(data, []byte("server is up")) == 2
+	})
+	h.ready()
+	st, err := h.client.Host(t.Context())
+	if err != nil || st.PID != pid {
+		t.Fatalf("host: got %+v, %v, want the same process %d", st, err, pid)
+	}
+	if got := h.ask(); got != edge {
+		t.Errorf("edge: got %q, want %q", got, edge)
+	}
+	if _, err := h.client.Stop(t.Context(), "01A", orders.Stop{}); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(&orders.Exit{Code: 7, Requested: true}, h.until("01A", orders.EntryExited).Exit); diff != "" {
+		t.Errorf("exit (-want +got):\n%s", diff)
+	}
+}
+
+func TestBuilderOnDemand(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.start()
+	for range 2 { // the second time it runs already
+		if err := h.client.StartBuilder(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	st, err := h.client.Host(t.Context())
+	if err != nil || st.Children[childBuilder] == 0 {
+		t.Fatalf("host: got %+v, %v, want a builder", st, err)
+	}
+	c, err := net.Dial("unix", h.cfg.BuilderSocket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	fmt.Fprint(c, "GET / HTTP/1.0\r\n\r\n")
+	poll(t, func() bool {
+		st, err := h.client.Host(t.Context())
+		return err == nil && st.Children[childBuilder] == 0
+	})
+}
+
+func TestSecondServerIsRefused(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.start()
+	if err := Run(t.Context(), h.cfg); root.KindOf(err) != root.Conflict {
+		t.Errorf("got %v, want kind conflict", err)
+	}
+}
+
+func TestShutdownRestoresTheHost(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.start()
+	i := h.started("01A", "sleep")
+	if _, err := h.client.Suspend(t.Context(), "01A", orders.Suspend{}); err != nil {
+		t.Fatal(err)
+	}
+	h.shutdown(t.Context())
+	if alive(i.PID) {
+		t.Error("the machine runs")
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil || bytes.Contains(mounts, []byte(h.cfg.Run)) {
+		t.Errorf("mounts are left, or %v", err)
+	}
+	links, err := net.Interfaces()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range links {
+		if strings.Contains(l.Name, h.cfg.InstanceName()) {
+			t.Errorf("link %s is left", l.Name)
+		}
+	}
+	groups, err := filepath.Glob("/sys/fs/cgroup/*/" + h.cfg.CgroupParent())
+	if err != nil || len(groups) != 0 {
+		t.Errorf("control groups are left: %v, %v", groups, err)
+	}
+}
