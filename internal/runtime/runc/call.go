@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -28,7 +29,13 @@ func (d *Driver) run(ctx context.Context, binary, what string, f func(*gorunc.Ru
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	err = f(&gorunc.Runc{Command: binary, Root: state, Log: log.Name(), LogFormat: gorunc.JSON})
+	r := &gorunc.Runc{Command: binary, Root: state, Log: log.Name(), LogFormat: gorunc.JSON}
+	if strings.HasPrefix(filepath.Base(binary), "runsc") {
+		// The sandbox uses the kernel's stack of the machine's namespace: with
+		// its own it would take the addresses away from the interface there.
+		r.ExtraArgs = []string{"--network=host"}
+	}
+	err = f(r)
 	if err != nil {
 		err = d.explain(ctx, binary, what, err, lastError(log))
 	}

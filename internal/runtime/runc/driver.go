@@ -264,7 +264,15 @@ func (d *Driver) Delete(ctx context.Context, id string, force bool) error {
 		return err
 	}
 	if force {
-		err := d.Signal(ctx, id, syscall.SIGKILL, true)
+		cg, err := d.cgroups()
+		if err != nil {
+			return err
+		}
+		// Not through the runtime, which refuses in some states.
+		err = d.signalAll(cg, id, syscall.SIGKILL)
+		if err == nil {
+			err = cg.Thaw(id)
+		}
 		if err != nil && !root.IsKind(err, root.NotFound) {
 			return err
 		}

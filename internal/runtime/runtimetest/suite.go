@@ -147,6 +147,7 @@ func (h *harness) create(memory root.Bytes, args ...string) *instance {
 	h.t.Cleanup(func() {
 		if err := h.Driver.Delete(context.WithoutCancel(h.t.Context()), i.id, true); err != nil {
 			h.t.Errorf("clean up: %v", err)
+			return // it may run for ever
 		}
 		if !i.reaped {
 			_, _ = Wait(pid)
