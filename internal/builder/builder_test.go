@@ -1,0 +1,396 @@
+package builder
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/internal/image"
+	"github.com/roost-run/roost/internal/ipc"
+)
+
+func TestMain(m *testing.M) {
+	if os.Getuid() != 0 {
+		println("these tests mount overlay file systems: run them as root")
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
+// host is a builder with the store that it borrows.
+type host struct {
+	store  *image.Store
+	socket string
+	dir    string
+	stop   func() error // ends the builder and returns what it returned
+}
+
+func start(t testing.TB, edit func(*options)) *host {
+	t.Helper()
+	dir := t.TempDir()
+	s, err := image.Open(t.Context(), image.Options{Root: filepath.Join(dir, "images"), Domain: "roost.test", KeepFor: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	storeListener, err := ipc.Listen(filepath.Join(dir, "store.sock"), 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &host{store: s, socket: filepath.Join(dir, "builder.sock"), dir: filepath.Join(dir, "builder")}
+	l, err := ipc.Listen(h.socket, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := options{Dir: h.dir, Store: filepath.Join(dir, "store.sock"), Registry: "registry.roost.test", Idle: time.Minute, Log: slog.New(slog.DiscardHandler)}
+	if edit != nil {
+		edit(&o)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := s.Serve(ctx, storeListener); err != nil {
+			t.Error(err)
+		}
+	})
+	bctx, bcancel := context.WithCancel(context.Background())
+	result := make(chan error, 1)
+	wg.Go(func() { result <- serve(bctx, l, o) })
+	h.stop = sync.OnceValue(func() error { bcancel(); return <-result })
+	t.Cleanup(func() {
+		if err := h.stop(); err != nil {
+			t.Error(err)
+		}
+		cancel()
+		wg.Wait()
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return h
+}
+
+// source makes a context of files; a name that ends in -> is a symbolic link.
+func source(t testing.TB, files map[string]string) io.Reader {
+	t.Helper()
+	var buf bytes.Buffer
+	z := gzip.NewWriter(&buf)
+	w := tar.NewWriter(z)
+	names := make([]string, 0, len(files))
+	for n := range files {
+		names = append(names, n)
+	}
+	slices.Sort(names)
+	for _, n := range names {
+		h := &tar.Header{Name: n, Mode: 0o644, Size: int64(len(files[n])), Typeflag: tar.TypeReg}
+		if link, ok := strings.CutSuffix(n, "->"); ok {
+			h = &tar.Header{Name: link, Typeflag: tar.TypeSymlink, Linkname: files[n]}
+		}
+		if err := w.WriteHeader(h); err != nil {
+			t.Fatal(err)
+		}
+		if h.Typeflag == tar.TypeReg {
+			if _, err := io.WriteString(w, files[n]); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := errors.Join(w.Close(), z.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return &buf
+}
+
+const goMod = "module example.com/shop/v2\n\ngo 1.24\n"
+
+const program = `package main
+
+import (
+	"fmt"
+	"os"
+	"os/user"
+	"time"
+)
+
+func main() {
+	at, err := time.LoadLocation("Europe/Berlin")
+	fmt.Println(at, err)
+	who, err := user.Current()
+	fmt.Println(who.Username, err)
+	certs, err := os.ReadFile("/etc/ssl/certs/ca-certificates.crt")
+	fmt.Println(len(certs) > 1000, err)
+	fmt.Println(os.WriteFile("/tmp/x", nil, 0o600), os.WriteFile("/app/x", nil, 0o600) != nil)
+}
+`
+
+func build(t testing.TB, h *host, app root.AppName, files map[string]string, args map[string]string) (root.Image, []string, error) {
+	t.Helper()
+	var lines []string
+	img, err := Build(t.Context(), h.socket, Request{App: app, Kind: KindGo, Args: args}, source(t, files), func(l string) { lines = append(lines, l) })
+	return img, lines, err
+}
+
+func TestBuildGo(t *testing.T) {
+	t.Parallel()
+	h := start(t, nil)
+	files := map[string]string{"go.mod": goMod, "main.go": program, "README->": "go.mod"}
+	img, lines, err := build(t, h, "my-shop", files, nil)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, strings.Join(lines, "\n"))
+	}
+	if img.Registry != "registry.roost.test" || img.Repository != "my-shop" || !strings.HasPrefix(img.Tag, "deployment-") {
+		t.Errorf("image: got %s", img.Ref())
+	}
+	if !slices.Contains(lines, "go build example.com/shop/v2") {
+		t.Errorf("log: got %q", lines)
+	}
+	if _, err := h.store.Collect(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	resolved, err := h.store.Resolve(t.Context(), img.Ref())
+	if err != nil || resolved.Digest != img.Digest {
+		t.Errorf("resolve: got %v, %v", resolved, err)
+	}
+	config, err := h.store.Config(t.Context(), img.Digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"/app/shop"}, config.Config.Entrypoint); diff != "" {
+		t.Errorf("entrypoint (-want +got):\n%s", diff)
+	}
+	// The program runs on what the image has, as its user.
+	target := filepath.Join(t.TempDir(), "rootfs")
+	if err := h.store.Mount(t.Context(), "m1", img.Digest, target); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := h.store.Unmount(context.Background(), "m1", target); err != nil {
+			t.Error(err)
+		}
+	})
+	cmd := exec.CommandContext(t.Context(), "chroot", "--userspec", config.Config.User, target, "/app/shop")
+	cmd.Env = config.Config.Env
+	got, err := cmd.CombinedOutput()
+	want := "Europe/Berlin <nil>\nnonroot <nil>\ntrue <nil>\n<nil> true\n"
+	if err != nil || string(got) != want {
+		t.Errorf("the program says %q, %v; want %q", got, err, want)
+	}
+
+	again, _, err := build(t, h, "my-shop", files, nil)
+	if err != nil || again.Digest != img.Digest || again.Tag == img.Tag {
+		t.Errorf("the same again: got %s, %v; want the digest %s under a new tag", again.Ref(), err, img.Digest)
+	}
+	elsewhere, _, err := build(t, start(t, nil), "other", files, map[string]string{ArgPackage: "."})
+	if err != nil || elsewhere.Digest != img.Digest {
+		t.Errorf("the same on another host: got %s, %v; want the digest %s", elsewhere.Digest, err, img.Digest)
+	}
+	files["main.go"] = strings.Replace(program, "/tmp/x", "/tmp/y", 1)
+	changed, _, err := build(t, h, "my-shop", files, nil)
+	if err != nil || changed.Digest == img.Digest {
+		t.Errorf("changed source: got %s, %v; want another digest", changed.Digest, err)
+	}
+	eventually(t, "the contexts to be removed", func() bool {
+		left, err := os.ReadDir(filepath.Join(h.dir, "contexts"))
+		return err == nil && len(left) == 0
+	})
+}
+
+func TestBuildPackage(t *testing.T) {
+	t.Parallel()
+	h := start(t, nil)
+	img, _, err := build(t, h, "a", map[string]string{"go.mod": goMod, "lib/l.go": "package lib\n", "cmd/tool/main.go": "package main\nfunc main() {}\n"}, map[string]string{ArgPackage: "./cmd/tool"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, err := h.store.Config(t.Context(), img.Digest)
+	if err != nil || !cmp.Equal(config.Config.Entrypoint, []string{"/app/tool"}) {
+		t.Errorf("entrypoint: got %v, %v", config.Config.Entrypoint, err)
+	}
+}
+
+func TestBuildRefuses(t *testing.T) {
+	t.Parallel()
+	h := start(t, nil)
+	none := start(t, func(o *options) { o.Go = filepath.Join(t.TempDir(), "go") })
+	main := "package main\nfunc main() {}\n"
+	for _, tc := range []struct {
+		name  string
+		h     *host
+		files map[string]string
+		args  map[string]string
+		kind  root.Kind
+		want  []string
+	}{
+		{"no go.mod", h, map[string]string{"main.go": main}, nil, root.Invalid, []string{"no go.mod", "go mod init"}},
+		{"no such package", h, map[string]string{"go.mod": goMod}, map[string]string{ArgPackage: "cmd/x"}, root.Invalid, []string{`"cmd/x"`}},
+		{"package outside", h, map[string]string{"go.mod": goMod}, map[string]string{ArgPackage: "../x"}, root.Invalid, []string{"not a directory inside"}},
+		{"package above", h, map[string]string{"go.mod": goMod}, map[string]string{ArgPackage: ".."}, root.Invalid, []string{"not a directory inside"}},
+		{"no Go files", h, map[string]string{"go.mod": goMod}, nil, root.Invalid, []string{"no Go files"}},
+		{"not main", h, map[string]string{"go.mod": goMod, "a.go": "package shop\n", "cmd/shop/main.go": main}, nil, root.Invalid, []string{`is "shop"`, "for example cmd/shop"}},
+		{"does not compile", h, map[string]string{"go.mod": goMod, "main.go": "package main\nfunc main() { undefined() }\n"}, nil, root.Invalid, []string{"does not compile", "main.go:2:15: undefined: undefined"}},
+		{"does not parse", h, map[string]string{"go.mod": goMod, "main.go": "package main\nfunc"}, nil, root.Invalid, []string{"main.go:2"}},
+		{"link out", h, map[string]string{"go.mod": goMod, "main.go": main, "x->": "/etc/passwd"}, nil, root.Invalid, []string{`symbolic link "x"`}},
+		{"link out, relative", h, map[string]string{"go.mod": goMod, "main.go": main, "x->": "../../x"}, nil, root.Invalid, []string{`symbolic link "x"`}},
+		{"entry through a link", h, map[string]string{"go.mod": goMod, "a->": "/tmp", "a/b": main}, nil, root.Invalid, []string{`"a/b"`}},
+		{"entry out", h, map[string]string{"../x": main}, nil, root.Invalid, []string{"points out of it"}},
+		{"unknown argument", h, nil, map[string]string{"dockerfile": "x"}, root.Invalid, []string{"dockerfile"}},
+		{"no toolchain", none, map[string]string{"go.mod": goMod, "main.go": main}, nil, root.Precondition, []string{"no Go toolchain", "https://go.dev/dl"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			_, lines, err := build(t, tc.h, "a", tc.files, tc.args)
+			if got := root.KindOf(err); err == nil || got != tc.kind {
+				t.Fatalf("got %v (kind %v), want kind %v; log:\n%s", err, got, tc.kind, strings.Join(lines, "\n"))
+			}
+			for _, w := range tc.want {
+				if !strings.Contains(root.MessageOf(err), w) {
+					t.Errorf("message: got %q, want %q in it", root.MessageOf(err), w)
+				}
+			}
+		})
+	}
+	if list, err := h.store.List(t.Context()); err != nil || len(list) != 0 {
+		t.Errorf("images after failures: %v, %v", list, err)
+	}
+	t.Run("not an archive", func(t *testing.T) {
+		_, err := Build(t.Context(), h.socket, Request{App: "a", Kind: KindGo}, strings.NewReader("hello"), nil)
+		if !root.IsKind(err, root.Invalid) {
+			t.Errorf("got %v, want Invalid", err)
+		}
+	})
+	t.Run("kind", func(t *testing.T) {
+		_, err := Build(t.Context(), h.socket, Request{App: "a", Kind: "docker"}, strings.NewReader(""), nil)
+		if !root.IsKind(err, root.Invalid) || !strings.Contains(root.MessageOf(err), "docker") {
+			t.Errorf("got %v, want Invalid", err)
+		}
+	})
+}
+
+// stuck is a go command that tells its process id and its child's, and waits.
+func stuck(t *testing.T) (command, pids string) {
+	t.Helper()
+	dir := t.TempDir()
+	command, pids = filepath.Join(dir, "go"), filepath.Join(dir, "pids")
+	script := fmt.Sprintf("#!/bin/sh\nsleep 1000 &\necho $$ $! > %[1]s.new\nmv %[1]s.new %[1]s\nwait\n", pids)
+	if err := os.WriteFile(command, []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return command, pids
+}
+
+// eventually polls until f is true.
+func eventually(t *testing.T, what string, f func() bool) {
+	t.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	deadline := time.After(20 * time.Second)
+	for !f() {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatalf("waited 20 s for: %s", what)
+		}
+	}
+}
+
+func TestCancelAndQueue(t *testing.T) {
+	t.Parallel()
+	command, pids := stuck(t)
+	h := start(t, func(o *options) { o.Go = command })
+	files := map[string]string{"go.mod": goMod, "main.go": "package main\nfunc main() {}\n"}
+	var running []string
+	first, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	firstErr := make(chan error, 1)
+	go func() {
+		_, err := Build(first, h.socket, Request{App: "a", Kind: KindGo}, source(t, files), nil)
+		firstErr <- err
+	}()
+	eventually(t, "the build to run", func() bool {
+		data, err := os.ReadFile(pids)
+		running = strings.Fields(string(data))
+		return err == nil
+	})
+	// A second one waits, is told so, and may leave.
+	second, leave := context.WithCancel(t.Context())
+	defer leave()
+	var told string
+	_, err := Build(second, h.socket, Request{App: "b", Kind: KindGo}, source(t, files), func(l string) { told = l; leave() })
+	if !errors.Is(err, context.Canceled) || !strings.Contains(told, "waiting for 1 other build") {
+		t.Errorf("second build: got %v, told %q", err, told)
+	}
+	cancel()
+	if err := <-firstErr; !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled build: got %v", err)
+	}
+	for _, pid := range running {
+		eventually(t, "process "+pid+" of the build to end", func() bool {
+			stat, err := os.ReadFile("/proc/" + pid + "/stat")
+			return err != nil || strings.Contains(string(stat), ") Z ") // its parent's parent may be slow to reap
+		})
+	}
+	eventually(t, "the context to be removed", func() bool {
+		left, err := os.ReadDir(filepath.Join(h.dir, "contexts"))
+		return err == nil && len(left) == 0
+	})
+}
+
+func TestIdle(t *testing.T) {
+	t.Parallel()
+	command, pids := stuck(t)
+	h := start(t, func(o *options) { o.Go, o.Idle = command, 300*time.Millisecond })
+	files := map[string]string{"go.mod": goMod, "main.go": "package main\nfunc main() {}\n"}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	done := make(chan error, 1)
+	go func() {
+		_, err := Build(ctx, h.socket, Request{App: "a", Kind: KindGo}, source(t, files), nil)
+		done <- err
+	}()
+	eventually(t, "the build to run", func() bool { _, err := os.Stat(pids); return err == nil })
+	select { // longer than idle: a build that runs keeps the builder
+	case err := <-done:
+		t.Fatalf("the build ended: %v", err)
+	case <-time.After(900 * time.Millisecond):
+	}
+	cancel()
+	<-done
+	eventually(t, "the builder to end by itself", func() bool { _, err := os.Stat(h.socket); return errors.Is(err, os.ErrNotExist) })
+	if err := h.stop(); err != nil {
+		t.Errorf("idle end: got %v", err)
+	}
+}
+
+func TestNobodyListens(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 100*time.Millisecond, errors.New("had enough"))
+	defer cancel()
+	_, err := Build(ctx, filepath.Join(t.TempDir(), "none.sock"), Request{App: "a", Kind: KindGo}, strings.NewReader(""), nil)
+	if err == nil || !strings.Contains(err.Error(), "had enough") {
+		t.Errorf("got %v, want the cause", err)
+	}
+}
+
+func BenchmarkRebuildUnchanged(b *testing.B) {
+	h := start(b, nil)
+	files := map[string]string{"go.mod": goMod, "main.go": program}
+	for b.Loop() {
+		if _, _, err := build(b, h, "shop", files, nil); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
