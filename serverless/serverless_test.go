@@ -1,0 +1,259 @@
+package serverless_test
+
+import (
+	"bytes"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/roost-run/roost/machines"
+	"github.com/roost-run/roost/serverless"
+)
+
+const (
+	nameA = "serverless-aaaaaaaaaaaa"
+	nameB = "serverless-bbbbbbbbbbbb"
+)
+
+func TestCreateReplayServe(t *testing.T) {
+	p := newPlatform(t)
+	guest := &machines.Guest{CPUKind: "shared", CPUs: 2, MemoryMB: 1024}
+	_, app := p.start(t, "web-1", digestA, func(o *serverless.Options) {
+		o.Guest, o.IdleStop, o.Env = guest, 90*time.Second, map[string]string{"WORKERS": "1"}
+	})
+	w := p.ask(t, app, "POST", "/receipts/7", "body")
+	made := w.Header().Get(serverless.HeaderMachine)
+	if got, want := w.Body.String(), "POST /receipts/7 body on "+made; got != want || made == app || made == "" {
+		t.Errorf("first request: got %q from machine %q, want %q", got, made, want)
+	}
+	if again := p.ask(t, app, "GET", "/receipts", ""); again.Header().Get(serverless.HeaderMachine) != made {
+		t.Errorf("second request: answered by %q, want %q", again.Header().Get(serverless.HeaderMachine), made)
+	}
+	if page := p.ask(t, app, "GET", "/products", ""); page.Body.String() != "GET /products  on "+app {
+		t.Errorf("page: got %q, want it from the app machine", page.Body)
+	}
+	if page := p.ask(t, made, "GET", "/products", ""); page.Body.String() != "GET /products  on "+app {
+		t.Errorf("page asked of the serverless machine: got %q, want it from the app machine", page.Body)
+	}
+	yes, idle := true, machines.Duration(90*time.Second)
+	want := []machines.CreateRequest{{Name: nameA, Region: "loc", Config: machines.Config{
+		Image: image + digestA, Guest: guest,
+		Env:      map[string]string{"DATABASE": "x", "WORKERS": "1", "SERVERLESS_MACHINE": "1"},
+		Metadata: map[string]string{"fly_process_group": "serverless"},
+		Services: []machines.Service{{
+			Protocol: "tcp", InternalPort: 8080, Autostart: &yes, Autostop: machines.AutostopSuspend, AutoStopAfter: &idle,
+			Ports: []machines.Port{{Port: 80, Handlers: []string{"http"}}},
+		}},
+	}}}
+	if diff := cmp.Diff(want, p.created); diff != "" {
+		t.Errorf("created (-want +got):\n%s", diff)
+	}
+}
+
+// TestOneMachine: 100 first requests at once, on two processes.
+func TestOneMachine(t *testing.T) {
+	p := newPlatform(t)
+	p.creating = make(chan struct{})
+	_, one := p.start(t, "web-1", digestA, nil)
+	_, two := p.start(t, "web-2", digestA, nil)
+	var wg sync.WaitGroup
+	answers := make(chan string, 100)
+	for i := range 100 {
+		wg.Go(func() {
+			w := p.ask(t, []string{one, two}[i%2], "GET", "/receipts", "")
+			answers <- w.Header().Get(serverless.HeaderMachine) + w.Header().Get(serverless.HeaderFallback)
+		})
+	}
+	close(p.creating)
+	wg.Wait()
+	close(answers)
+	var by []string
+	for a := range answers {
+		by = append(by, a)
+	}
+	slices.Sort(by)
+	if by = slices.Compact(by); len(by) != 1 || len(p.created) != 1 {
+		t.Errorf("answered by %q, %d machines made, want one", by, len(p.created))
+	}
+	if p.calls > 12 {
+		t.Errorf("the API was called %d times for 100 requests of two processes", p.calls)
+	}
+}
+
+func TestFallbacks(t *testing.T) {
+	tests := map[string]struct {
+		prepare func(p *platform, o *serverless.Options)
+		request func(r *http.Request)
+		want    string // in the header; "" means no fallback
+	}{
+		"API down": {prepare: func(p *platform, _ *serverless.Options) { p.broken = true }, want: "try again later"},
+		"API not there": {prepare: func(_ *platform, o *serverless.Options) {
+			o.Client = machines.New(machines.Options{BaseURL: "unix:///nowhere", Token: "t"})
+		}, want: "does not answer"},
+		"no services": {prepare: func(p *platform, _ *serverless.Options) {
+			for _, m := range p.machines {
+				m.Config.Services = nil
+			}
+		}, want: "no services"},
+		"creation takes long": {prepare: func(p *platform, o *serverless.Options) {
+			p.creating, o.Patience = make(chan struct{}), time.Millisecond
+		}, want: "still being made"},
+		"replay failed": {request: func(r *http.Request) {
+			r.Header.Set("Fly-Replay-Failed", "instance=x;app=shop;region=loc;replay_source=y;reason=timeout;elapsed_ms=30000")
+		}, want: "replay failed: timeout"},
+		"replay came back": {request: func(r *http.Request) {
+			r.Header.Set("Fly-Replay-Src", "instance=x;region=loc;t=1;state=serverless")
+		}, want: "came back"},
+		"large body": {request: func(r *http.Request) { r.ContentLength = 11 << 20 }, want: "too large"},
+		"not on a machine": {prepare: func(_ *platform, o *serverless.Options) {
+			o.Getenv = func(string) string { return "" }
+		}, want: "not on a machine"},
+		"not through the proxy": {request: func(r *http.Request) { r.Header.Del("Fly-Request-Id") }},
+		"other path":            {request: func(r *http.Request) { r.URL.Path = "/products" }},
+		"other method":          {request: func(r *http.Request) { r.Method = "DELETE" }},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			p := newPlatform(t)
+			var log bytes.Buffer
+			s, app := p.start(t, "web-1", digestA, func(o *serverless.Options) {
+				o.Logger = slog.New(slog.NewTextHandler(&log, nil))
+				if tt.prepare != nil {
+					tt.prepare(p, o)
+				}
+			})
+			r := httptest.NewRequestWithContext(t.Context(), "GET", "/receipts", nil)
+			r.Header.Set("Fly-Request-Id", "01R")
+			if tt.request != nil {
+				tt.request(r)
+			}
+			w := httptest.NewRecorder()
+			p.handlers[app].ServeHTTP(w, r)
+			if w.Code != http.StatusOK || !strings.HasSuffix(w.Body.String(), "on "+app) {
+				t.Errorf("got %d %q, want it served locally", w.Code, w.Body)
+			}
+			got := w.Header().Get(serverless.HeaderFallback)
+			if !strings.Contains(got, tt.want) || (got == "") != (tt.want == "") {
+				t.Errorf("%s: got %q, want %q in it", serverless.HeaderFallback, got, tt.want)
+			}
+			if logged := log.Len() > 0; logged != (tt.want != "") {
+				t.Errorf("log: got %q", log.String())
+			}
+			if p.creating != nil {
+				close(p.creating)
+			}
+			s.Close()
+		})
+	}
+}
+
+// TestFailureIsRemembered: an API that is down does not slow every request.
+func TestFailureIsRemembered(t *testing.T) {
+	p := newPlatform(t)
+	p.broken = true
+	_, app := p.start(t, "web-1", digestA, nil)
+	for range 10 {
+		p.ask(t, app, "GET", "/receipts", "")
+	}
+	if p.calls != 1 {
+		t.Errorf("the API was called %d times in its first second down, want 1", p.calls)
+	}
+}
+
+// TestGone: somebody removed the machine; the request is served locally and
+// the next one has a new machine.
+func TestGone(t *testing.T) {
+	p := newPlatform(t)
+	_, app := p.start(t, "web-1", digestA, nil)
+	made := p.ask(t, app, "GET", "/receipts", "").Header().Get(serverless.HeaderMachine)
+	p.mu.Lock()
+	delete(p.machines, made)
+	p.mu.Unlock()
+	if w := p.ask(t, app, "GET", "/receipts", ""); w.Code != 200 || w.Header().Get(serverless.HeaderFallback) != "replay failed: no_candidate" {
+		t.Errorf("after it was removed: got %d, fallback %q", w.Code, w.Header().Get(serverless.HeaderFallback))
+	}
+	if w := p.ask(t, app, "GET", "/receipts", ""); w.Header().Get(serverless.HeaderMachine) == "" || len(p.created) != 2 {
+		t.Errorf("the next request: answered by %q, %d machines made", w.Header().Get(serverless.HeaderMachine), len(p.created))
+	}
+}
+
+func TestBrokenMachineIsReplaced(t *testing.T) {
+	p := newPlatform(t)
+	_, app := p.start(t, "web-1", digestA, nil)
+	p.add(nameA, digestA, machines.StateFailed, nil)
+	w := p.ask(t, app, "GET", "/receipts", "")
+	if w.Header().Get(serverless.HeaderMachine) == "" || len(p.created) != 1 {
+		t.Errorf("answered by %q (fallback %q), %d machines made", w.Header().Get(serverless.HeaderMachine), w.Header().Get(serverless.HeaderFallback), len(p.created))
+	}
+}
+
+// TestOlderIsRemoved: each version keeps its machine while it is there; then
+// the newer one removes it, but not before it is idle.
+func TestOlderIsRemoved(t *testing.T) {
+	p := newPlatform(t)
+	_, old := p.start(t, "web-1", digestA, nil)
+	if w := p.ask(t, old, "GET", "/receipts", ""); w.Header().Get(serverless.HeaderMachine) == "" {
+		t.Fatalf("no serverless machine: %q", w.Header().Get(serverless.HeaderFallback))
+	}
+	s, fresh := p.start(t, "web-2", digestB, nil)
+	s.SetPauses(time.Millisecond)
+	p.program = nil
+	rounds := func(n int) { // waits until the newer one has looked n times
+		t.Helper()
+		p.mu.Lock()
+		target := p.calls + n
+		p.mu.Unlock()
+		wait(t, func() bool {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			return p.calls >= target
+		})
+	}
+	p.ask(t, fresh, "GET", "/receipts", "")
+	rounds(3)
+	if diff := cmp.Diff([]string{nameA, nameB, "web-1", "web-2"}, p.names()); diff != "" {
+		t.Errorf("during the rollout (-want +got):\n%s", diff)
+	}
+	p.mu.Lock()
+	delete(p.machines, old)
+	p.mu.Unlock()
+	rounds(3)
+	if diff := cmp.Diff([]string{nameA, nameB, "web-2"}, p.names()); diff != "" {
+		t.Errorf("while the older one works (-want +got):\n%s", diff)
+	}
+	p.set(nameA, machines.StateSuspended)
+	wait(t, func() bool { return !slices.Contains(p.names(), nameA) })
+	if diff := cmp.Diff([]string{nameB, "web-2"}, p.names()); diff != "" {
+		t.Errorf("after it fell asleep (-want +got):\n%s", diff)
+	}
+}
+
+func wait(t *testing.T, done func() bool) {
+	t.Helper()
+	deadline := time.After(10 * time.Second)
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for !done() {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatal("waited for 10 seconds")
+		}
+	}
+}
+
+func TestBadRoutePanics(t *testing.T) {
+	defer func() {
+		if recover() == nil {
+			t.Error("a route that is no pattern was accepted")
+		}
+	}()
+	serverless.New(serverless.Options{Routes: []string{"GET receipts"}})
+}
