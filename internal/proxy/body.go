@@ -31,8 +31,10 @@ type bodies struct {
 type body struct {
 	all *bodies
 
-	mu      sync.Mutex
+	reading sync.Mutex // held over a read of src, which may take as long as the client likes
 	src     io.Reader
+
+	mu      sync.Mutex
 	err     error // of src, io.EOF included
 	size    int64 // read from src so far
 	memory  []byte
@@ -50,6 +52,16 @@ func (b *body) replayable() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return !b.dropped || b.size == 0
+}
+
+// failed returns the error that reading from the client ended in, if any.
+func (b *body) failed() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.err == io.EOF {
+		return nil
+	}
+	return b.err
 }
 
 // free gives back what is kept. No reader reads after it.
@@ -134,19 +146,18 @@ type bodyReader struct {
 }
 
 func (r *bodyReader) Read(p []byte) (int, error) {
+	if n, err, ok := r.known(p); ok {
+		return n, err
+	}
 	b := r.b
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if r.closed.Load() {
-		return 0, os.ErrClosed
-	}
-	if r.off < b.size {
-		return r.kept(p)
-	}
-	if b.err != nil {
-		return 0, b.err
+	b.reading.Lock()
+	defer b.reading.Unlock()
+	if n, err, ok := r.known(p); ok { // an earlier delivery read on meanwhile
+		return n, err
 	}
 	n, err := b.src.Read(p)
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	b.keep(p[:n])
 	b.size += int64(n)
 	b.err = err
@@ -154,6 +165,24 @@ func (r *bodyReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// known answers a read from what is kept, or from how src ended.
+func (r *bodyReader) known(p []byte) (n int, err error, ok bool) {
+	b := r.b
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case r.closed.Load():
+		return 0, os.ErrClosed, true
+	case r.off < b.size:
+		n, err = r.kept(p)
+		return n, err, true
+	case b.err != nil:
+		return 0, b.err, true
+	}
+	return 0, nil, false
+}
+
+// kept reads what is kept; the caller holds mu.
 func (r *bodyReader) kept(p []byte) (int, error) {
 	b := r.b
 	if b.dropped {

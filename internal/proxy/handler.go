@@ -173,6 +173,9 @@ func (p *Proxy) outgoing(ctx context.Context, x *exchange, s *slot) *http.Reques
 
 // undelivered decides what follows when a machine did not answer.
 func (p *Proxy) undelivered(x *exchange, s *slot, err error, resends *int) (again bool, _ *failure) {
+	if x.body != nil && errors.Is(x.body.failed(), errChunk) {
+		return false, failf(http.StatusBadRequest, "PU01", "client problem: %s", errChunk)
+	}
 	if x.r.Context().Err() != nil {
 		return false, failf(statusClientClosed, "", "the client went away").cause(err)
 	}

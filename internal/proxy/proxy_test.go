@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/internal/proxy/rawtest"
 )
 
 func TestForward(t *testing.T) {
@@ -40,4 +41,10 @@ func TestWake(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestRawBytes(t *testing.T) {
+	w := newWorld(t)
+	w.machine("shop", root.StateStarted, rawtest.Handler)
+	rawtest.Run(t, w.addr)
 }

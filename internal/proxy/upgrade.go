@@ -29,6 +29,10 @@ type upgrade struct {
 // sections 5.5.1 and 7.4.1: code 1001).
 var closeFrame = []byte{0x88, 0x02, 0x03, 0xe9}
 
+// lingerTimeout is how long a client may go on sending after the machine has
+// said all: a half-close is allowed, a connection that is only forgotten is not.
+const lingerTimeout = time.Minute
+
 // goodbyeTimeout bounds the close frame's way out.
 const goodbyeTimeout = time.Second
 
@@ -101,6 +105,9 @@ func (p *Proxy) upgrade(w http.ResponseWriter, x *exchange, s *slot, resp *http.
 	if err != nil {
 		return failf(http.StatusBadGateway, "PU04", "the connection cannot be upgraded").cause(err)
 	}
+	if g, ok := client.(*guardedConn); ok {
+		g.upgraded()
+	}
 	u := &upgrade{client: client, websocket: strings.EqualFold(got, "websocket")}
 	p.upgrades.add(u)
 	defer p.upgrades.remove(u)
@@ -122,6 +129,7 @@ func (p *Proxy) upgrade(w http.ResponseWriter, x *exchange, s *slot, resp *http.
 	wg.Go(func() {
 		n, err := io.Copy(client, machine)
 		x.rec.Bytes = n
+		_ = client.SetReadDeadline(time.Now().Add(lingerTimeout))
 		if closeWrite(client) != nil || err != nil {
 			u.close(false)
 		}
