@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/url"
 	"os"
@@ -42,18 +41,21 @@ const (
 	// walSegment is the size of one file of the log, allocated in advance;
 	// etcd's default of 64 MB is most of a small data directory.
 	walSegment = 16 << 20
-	// quota is the size at which the backend refuses writes (alarm NOSPACE).
-	quota = 1 << 30
+	// defaultQuota is the size at which the backend refuses writes.
+	defaultQuota = root.GiB
 	// maxRequest bounds one transaction: the largest is a machine config with files.
 	maxRequest = 8 << 20
 
 	memberName = "roost"
+	// dataDir is etcd's own directory inside ours.
+	dataDir = "etcd"
 )
 
 // Options say where a member lives.
 type Options struct {
-	Dir    string // durable data
-	Socket string // directory of the unix socket; made with mode 0700
+	Dir    string     // durable data
+	Socket string     // directory of the unix socket; made with mode 0700
+	Quota  root.Bytes // size at which changes are refused; 0: 1 GB
 	Log    *slog.Logger
 }
 
@@ -64,6 +66,9 @@ type Member struct {
 	server *embed.Etcd
 	client *clientv3.Client
 	lock   *os.File
+	zap    *zap.Logger
+	// closing quiets etcd's log.
+	closing atomic.Bool
 
 	stop context.CancelFunc
 	done chan struct{} // closed when the maintenance goroutine has returned
@@ -83,7 +88,11 @@ var segmentOnce sync.Once
 // kind Conflict; one that cannot be read, the cause with what to do.
 func Open(ctx context.Context, o Options) (_ *Member, err error) {
 	segmentOnce.Do(func() { wal.SegmentSizeBytes = walSegment })
+	if o.Quota == 0 {
+		o.Quota = defaultQuota
+	}
 	m := &Member{o: o, log: o.Log, done: make(chan struct{})}
+	m.zap = zap.New(&slogCore{log: m.log, closing: &m.closing})
 	defer func() {
 		if err != nil {
 			close(m.done)
@@ -129,14 +138,14 @@ func Open(ctx context.Context, o Options) (_ *Member, err error) {
 func (m *Member) config() *embed.Config {
 	c := embed.NewConfig()
 	c.Name = memberName
-	c.Dir = filepath.Join(m.o.Dir, "member-data")
+	c.Dir = filepath.Join(m.o.Dir, dataDir)
 	c.TickMs = uint(tick.Milliseconds())
 	c.ElectionMs = uint(election.Milliseconds())
 	c.SnapshotCount = snapshotCount
 	c.SnapshotCatchUpEntries = catchUpEntries
 	c.MaxSnapFiles = 2
 	c.MaxWalFiles = 2
-	c.QuotaBackendBytes = quota
+	c.QuotaBackendBytes = int64(m.o.Quota)
 	c.MaxRequestBytes = maxRequest
 	c.EnableGRPCGateway = false
 	c.StrictReconfigCheck = true
@@ -151,7 +160,7 @@ func (m *Member) config() *embed.Config {
 	c.AdvertiseClientUrls = c.ListenClientUrls
 
 	c.LogLevel = "warn"
-	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(&slogCore{log: m.log}))
+	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(m.zap)
 	return c
 }
 
@@ -160,7 +169,7 @@ func (m *Member) socket() string { return filepath.Join(m.o.Socket, "etcd.sock")
 func (m *Member) connect() (*clientv3.Client, error) {
 	c, err := clientv3.New(clientv3.Config{
 		Endpoints:          []string{"unix://" + m.socket()},
-		Logger:             zap.New(&slogCore{log: m.log}),
+		Logger:             m.zap,
 		MaxCallSendMsgSize: maxRequest + 1<<20,
 	})
 	if err != nil {
@@ -179,6 +188,7 @@ func (m *Member) Stopped() <-chan struct{} { return m.server.Server.StopNotify()
 // Close stops the member after what it has accepted is on disk.
 func (m *Member) Close() error {
 	m.closeOnce.Do(func() {
+		m.closing.Store(true)
 		if m.stop != nil {
 			m.stop()
 		}
@@ -201,19 +211,6 @@ func (m *Member) Close() error {
 		}
 	})
 	return m.closeErr
-}
-
-// Snapshot writes a consistent copy of everything to w; Restore reads it.
-func (m *Member) Snapshot(ctx context.Context, w io.Writer) error {
-	r, err := m.client.Snapshot(ctx)
-	if err != nil {
-		return fmt.Errorf("snapshot: %w", err)
-	}
-	_, err = io.Copy(w, r)
-	if err = errors.Join(err, r.Close()); err != nil {
-		return fmt.Errorf("snapshot: %w", err)
-	}
-	return nil
 }
 
 // lockDir takes the directory for this process. The lock goes with the

@@ -1,65 +1,355 @@
 package etcd
 
 import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
 
 	root "github.com/roost-run/roost"
 )
 
-func open(t *testing.T, dir string) *Member {
-	t.Helper()
-	sock, err := os.MkdirTemp("", "roost-etcd-")
-	if err != nil {
-		t.Fatal(err)
+// childDir tells the test binary to be a process that writes to the state in
+// that directory until it is killed.
+const childDir = "ROOST_TEST_ETCD_DIR"
+
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(childDir); dir != "" {
+		fmt.Fprintln(os.Stderr, writeForEver(dir))
+		os.Exit(1)
 	}
-	t.Cleanup(func() { _ = os.RemoveAll(sock) })
-	m, err := Open(t.Context(), Options{Dir: dir, Socket: sock, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	os.Exit(m.Run())
+}
+
+// writeForEver says each key on standard output once it is acknowledged.
+func writeForEver(dir string) error {
+	ctx := context.Background()
+	m, err := Open(ctx, Options{Dir: dir, Socket: filepath.Join(dir, "s"), Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
-	t.Cleanup(func() {
-		if err := m.Close(); err != nil {
-			t.Errorf("close: %v", err)
+	for i := 0; ; i++ {
+		if _, err := m.Client().Put(ctx, fmt.Sprint("key", i), "value"); err != nil {
+			return err
 		}
-	})
+		fmt.Println("key" + fmt.Sprint(i))
+	}
+}
+
+// shortDir returns a directory whose path is short enough for a socket in it.
+func shortDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "roost-etcd-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
+func open(t *testing.T, o Options) *Member {
+	t.Helper()
+	o.Socket, o.Log = shortDir(t), slog.New(slog.NewTextHandler(t.Output(), nil))
+	m, err := Open(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { closeMember(t, m) })
 	return m
 }
 
-func TestOpenAgain(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "etcd")
-	start := time.Now()
-	m := open(t, dir)
-	t.Logf("first open: %s", time.Since(start))
-	if _, err := m.Client().Put(t.Context(), "a", "1"); err != nil {
-		t.Fatal(err)
-	}
-	if m.FsyncTime() <= 0 {
-		t.Errorf("fsync time: got %s, want more than 0", m.FsyncTime())
-	}
+func closeMember(t *testing.T, m *Member) {
+	t.Helper()
 	if err := m.Close(); err != nil {
-		t.Fatal(err)
-	}
-	start = time.Now()
-	m = open(t, dir) // with another socket directory
-	t.Logf("second open: %s", time.Since(start))
-	got, err := m.Client().Get(t.Context(), "a")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(got.Kvs) != 1 || string(got.Kvs[0].Value) != "1" {
-		t.Errorf("after reopening: got %v, want a=1", got.Kvs)
+		t.Errorf("close: %v", err)
 	}
 }
 
-func TestOpenHeldDirectory(t *testing.T) {
-	dir := t.TempDir()
-	open(t, dir)
-	_, err := Open(t.Context(), Options{Dir: dir, Socket: t.TempDir(), Log: slog.New(slog.DiscardHandler)})
-	if got, want := root.KindOf(err), root.Conflict; got != want {
-		t.Fatalf("kind: got %v (%v), want %v", got, err, want)
+func put(t *testing.T, m *Member, key, value string) int64 {
+	t.Helper()
+	resp, err := m.Client().Put(t.Context(), key, value)
+	if err != nil {
+		t.Fatal(err)
 	}
+	return resp.Header.Revision
+}
+
+func get(t *testing.T, m *Member, key string) string {
+	t.Helper()
+	resp, err := m.Client().Get(t.Context(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(resp.Kvs) == 0 {
+		return ""
+	}
+	return string(resp.Kvs[0].Value)
+}
+
+func TestOpenAgain(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "state")
+	m := open(t, Options{Dir: dir})
+	put(t, m, "a", "1")
+	m.measureFsync()
+	if m.FsyncTime() <= 0 {
+		t.Errorf("fsync time: got %s, want more than 0", m.FsyncTime())
+	}
+	h, err := m.Health(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if h.Revision < 2 || h.Size == 0 || h.InUse == 0 || h.Quota != root.GiB {
+		t.Errorf("health: got %+v, want a revision, sizes and a quota of 1 GB", h)
+	}
+	closeMember(t, m)
+	if _, err := m.Health(t.Context()); root.KindOf(err) != root.Unavailable {
+		t.Errorf("health of a closed member: got %v, want kind unavailable", err)
+	}
+	m = open(t, Options{Dir: dir}) // with another socket directory
+	if got := get(t, m, "a"); got != "1" {
+		t.Errorf("after reopening: got %q, want 1", got)
+	}
+	if perm := stat(t, m.o.Socket).Mode().Perm(); perm != 0o700 {
+		t.Errorf("socket directory: got mode %o, want 700", perm)
+	}
+}
+
+func stat(t *testing.T, name string) os.FileInfo {
+	t.Helper()
+	info, err := os.Stat(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info
+}
+
+// TestKilled checks that what was acknowledged before a kill -9 is there after
+// it, and that a directory held by another process is refused with a reason.
+func TestKilled(t *testing.T) {
+	t.Parallel()
+	dir := shortDir(t)
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), exe)
+	cmd.Env = append(os.Environ(), childDir+"="+dir)
+	cmd.Stderr = t.Output()
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var acknowledged []string
+	for lines := bufio.NewScanner(out); lines.Scan(); {
+		acknowledged = append(acknowledged, lines.Text())
+		if len(acknowledged) == 50 {
+			_, err := Open(t.Context(), Options{Dir: dir, Socket: shortDir(t), Log: slog.New(slog.DiscardHandler)})
+			if root.KindOf(err) != root.Conflict || !strings.Contains(root.MessageOf(err), "another roost process") {
+				t.Errorf("while another holds it: got %v, want a conflict that says so", err)
+			}
+			if err := cmd.Process.Kill(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	_ = cmd.Wait() // killed
+	if len(acknowledged) < 50 {
+		t.Fatalf("the child ended early, after %d writes", len(acknowledged))
+	}
+	m := open(t, Options{Dir: dir})
+	for _, key := range acknowledged {
+		if get(t, m, key) != "value" {
+			t.Errorf("%s was acknowledged and is lost", key)
+		}
+	}
+}
+
+func TestNoSpace(t *testing.T) {
+	t.Parallel()
+	m := open(t, Options{Dir: t.TempDir(), Quota: 4 * root.MiB})
+	value := strings.Repeat("x", 256<<10)
+	var err error
+	for i := 0; i < 100 && err == nil; i++ {
+		_, err = m.Client().Put(t.Context(), "big", value) // history fills the backend
+	}
+	if err == nil {
+		t.Fatal("100 writes of 256 KB went into 4 MB")
+	}
+	h, err := m.Health(t.Context())
+	if err != nil || len(h.Problems) == 0 {
+		t.Errorf("health of a full member: got %+v, %v, want problems", h, err)
+	}
+	if _, err := m.maintainOnce(t.Context(), time.Now(), nil); err != nil {
+		t.Fatal(err)
+	}
+	put(t, m, "big", "small") // writes go through again
+	if h, err = m.Health(t.Context()); err != nil || len(h.Problems) > 0 {
+		t.Errorf("health after recovery: got %+v, %v, want no problems", h, err)
+	}
+
+	for i := 0; i < 100 && err == nil; i++ {
+		_, err = m.Client().Put(t.Context(), fmt.Sprint("big", i), value) // no history: all of it is live
+	}
+	if err == nil {
+		t.Fatal("100 keys of 256 KB went into 4 MB")
+	}
+	if err := m.Recover(t.Context()); root.KindOf(err) != root.Exhausted {
+		t.Errorf("recovery of a member full of live keys: got %v, want kind exhausted", err)
+	}
+}
+
+func TestDefragmentGivesSpaceBack(t *testing.T) {
+	t.Parallel()
+	m := open(t, Options{Dir: t.TempDir()})
+	value := strings.Repeat("x", 512<<10)
+	var rev int64
+	for range 90 {
+		rev = put(t, m, "big", value)
+	}
+	if err := m.Compact(t.Context(), rev); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Compact(t.Context(), rev); err != nil {
+		t.Errorf("compact again: %v", err)
+	}
+	before, err := m.Health(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Busy: 50 writes since the last mark, nothing happens.
+	now := time.Now()
+	marks, err := m.maintainOnce(t.Context(), now, []mark{{now.Add(-time.Minute), rev - 50}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if busy, err := m.Health(t.Context()); err != nil || busy.Size < before.Size {
+		t.Errorf("under load: got size %s, %v, want no defragmentation of %s", busy.Size, err, before.Size)
+	}
+	if _, err := m.maintainOnce(t.Context(), now.Add(time.Minute), marks); err != nil {
+		t.Fatal(err)
+	}
+	after, err := m.Health(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if after.Size > before.Size/10 {
+		t.Errorf("size: got %s after %s, want a tenth at most", after.Size, before.Size)
+	}
+	if get(t, m, "big") != value {
+		t.Error("the value is lost")
+	}
+}
+
+func TestCompactTo(t *testing.T) {
+	now := time.Unix(10_000, 0)
+	ago := func(minutes int, revision int64) mark {
+		return mark{now.Add(-time.Duration(minutes) * time.Minute), revision}
+	}
+	tests := map[string]struct {
+		marks []mark
+		want  int64
+		kept  int
+	}{
+		"young":         {[]mark{ago(5, 10_000), ago(0, 20_000)}, 0, 2},
+		"old":           {[]mark{ago(12, 5000), ago(10, 10_000), ago(5, 15_000), ago(0, 20_000)}, 10_000, 3},
+		"few revisions": {[]mark{ago(10, 1900), ago(0, 2000)}, 1000, 2},
+		"very few":      {[]mark{ago(10, 900), ago(0, 901)}, 0, 2},
+		"flood":         {[]mark{ago(1, 1000), ago(0, 100_000)}, 50_000, 2},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			got, rest := compactTo(test.marks, now)
+			if got != test.want || len(rest) != test.kept {
+				t.Errorf("got revision %d with %d marks, want %d with %d", got, len(rest), test.want, test.kept)
+			}
+		})
+	}
+}
+
+func TestSnapshotAndRestore(t *testing.T) {
+	t.Parallel()
+	m := open(t, Options{Dir: t.TempDir()})
+	put(t, m, "gone", "1")
+	for i := range 250 {
+		put(t, m, fmt.Sprint("key", i), "old")
+		put(t, m, fmt.Sprint("key", i), fmt.Sprint("value", i))
+	}
+	if _, err := m.Client().Delete(t.Context(), "gone"); err != nil {
+		t.Fatal(err)
+	}
+	lease, err := m.Client().Grant(t.Context(), 3600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Client().Put(t.Context(), "leased", "1", clientv3.WithLease(lease.ID)); err != nil {
+		t.Fatal(err)
+	}
+	var buf bytes.Buffer
+	if err := m.Snapshot(t.Context(), &buf); err != nil {
+		t.Fatal(err)
+	}
+	put(t, m, "later", "1")
+
+	file := filepath.Join(t.TempDir(), "snapshot")
+	to := Options{Dir: t.TempDir(), Socket: shortDir(t), Log: slog.New(slog.DiscardHandler)}
+	bad := map[string][]byte{
+		"cut":       buf.Bytes()[:buf.Len()/2],
+		"empty":     {},
+		"flipped":   flip(buf.Bytes(), 5000),
+		"cut block": slices.Concat(buf.Bytes()[:512], buf.Bytes()[buf.Len()-32:]),
+	}
+	for name, data := range bad {
+		if err := os.WriteFile(file, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := Restore(t.Context(), file, to); root.KindOf(err) != root.Invalid {
+			t.Errorf("%s snapshot: got %v, want kind invalid", name, err)
+		}
+		if entries, err := os.ReadDir(to.Dir); err != nil || len(entries) > 0 {
+			t.Errorf("%s snapshot: left %v (%v), want nothing", name, entries, err)
+		}
+	}
+
+	if err := os.WriteFile(file, buf.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := Restore(t.Context(), file, to); err != nil {
+		t.Fatal(err)
+	}
+	if err := Restore(t.Context(), file, to); root.KindOf(err) != root.Precondition {
+		t.Errorf("restore over a state: got %v, want kind precondition", err)
+	}
+	m2 := open(t, Options{Dir: to.Dir})
+	resp, err := m2.Client().Get(t.Context(), "", clientv3.WithPrefix(), clientv3.WithKeysOnly())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if resp.Count != 250 {
+		t.Errorf("keys: got %d, want 250: neither deleted, nor expiring, nor later ones", resp.Count)
+	}
+	for i := range 250 {
+		if got, want := get(t, m2, fmt.Sprint("key", i)), fmt.Sprint("value", i); got != want {
+			t.Fatalf("key%d: got %q, want %q", i, got, want)
+		}
+	}
+}
+
+func flip(data []byte, at int) []byte {
+	data = bytes.Clone(data)
+	data[at] ^= 1
+	return data
 }

@@ -3,6 +3,8 @@ package etcd
 import (
 	"context"
 	"log/slog"
+	"slices"
+	"sync/atomic"
 
 	"go.uber.org/zap/zapcore"
 )
@@ -12,12 +14,22 @@ import (
 type slogCore struct {
 	log  *slog.Logger
 	with []zapcore.Field
+	// closing is set while the member stops: etcd then reports as errors that
+	// its listeners are closed.
+	closing *atomic.Bool
+}
+
+// usual are warnings about things that are so by our choice: one socket for
+// everything, and no users within etcd.
+var usual = []string{
+	"Running http and grpc server on single port. This is not recommended for production.",
+	"simple token is not cryptographically signed",
 }
 
 func (c *slogCore) Enabled(l zapcore.Level) bool { return l >= zapcore.WarnLevel }
 
 func (c *slogCore) With(fields []zapcore.Field) zapcore.Core {
-	return &slogCore{log: c.log, with: append(append([]zapcore.Field(nil), c.with...), fields...)}
+	return &slogCore{log: c.log, with: slices.Concat(c.with, fields), closing: c.closing}
 }
 
 func (c *slogCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
@@ -29,14 +41,18 @@ func (c *slogCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.Che
 
 func (c *slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 	level := slog.LevelWarn
-	if e.Level > zapcore.WarnLevel {
+	switch {
+	case c.closing.Load() || slices.Contains(usual, e.Message):
+		level = slog.LevelDebug
+	case e.Level > zapcore.WarnLevel:
 		level = slog.LevelError
 	}
-	enc := zapcore.NewMapObjectEncoder()
-	for _, f := range c.with {
-		f.AddTo(enc)
+	ctx := context.Background() // zap's interface carries none
+	if !c.log.Enabled(ctx, level) {
+		return nil
 	}
-	for _, f := range fields {
+	enc := zapcore.NewMapObjectEncoder()
+	for _, f := range slices.Concat(c.with, fields) {
 		f.AddTo(enc)
 	}
 	attrs := make([]slog.Attr, 0, len(enc.Fields)+1)
@@ -44,7 +60,7 @@ func (c *slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 	for k, v := range enc.Fields {
 		attrs = append(attrs, slog.Any(k, v))
 	}
-	c.log.LogAttrs(context.Background(), level, "etcd", attrs...) // zap's interface carries no context
+	c.log.LogAttrs(ctx, level, "etcd", attrs...)
 	return nil
 }
 

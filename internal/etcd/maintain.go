@@ -34,6 +34,8 @@ const (
 	slowFsync = 50 * time.Millisecond
 	// operationTimeout bounds one step of maintenance.
 	operationTimeout = 30 * time.Second
+	// healthTimeout is when a member that does not answer counts as ill.
+	healthTimeout = 2 * time.Second
 )
 
 // mark is a revision and when it was the newest.
@@ -104,9 +106,10 @@ func compactTo(marks []mark, now time.Time) (int64, []mark) {
 	return max(0, min(target, newest-keepMin)), marks[old:]
 }
 
-// Compact forgets history up to revision; asking again is no error.
+// Compact forgets history up to revision and returns when its space is free
+// for new writes; asking again is no error.
 func (m *Member) Compact(ctx context.Context, revision int64) error {
-	if _, err := m.client.Compact(ctx, revision); err != nil && !errors.Is(err, rpctypes.ErrCompacted) {
+	if _, err := m.client.Compact(ctx, revision, clientv3.WithCompactPhysical()); err != nil && !errors.Is(err, rpctypes.ErrCompacted) {
 		return fmt.Errorf("compact to revision %d: %w", revision, err)
 	}
 	return nil
@@ -140,8 +143,8 @@ func (m *Member) Recover(ctx context.Context) error {
 	if status, err = m.client.Status(ctx, m.endpoint()); err != nil {
 		return fmt.Errorf("recover space: %w", err)
 	}
-	if status.DbSize >= m.quota() {
-		return root.Errorf(root.Exhausted, "the state has reached its limit of %s and accepts no changes: delete apps, machines or tokens that are not needed", root.Bytes(m.quota()))
+	if status.DbSize >= int64(m.o.Quota) {
+		return root.Errorf(root.Exhausted, "the state has reached its limit of %s and accepts no changes: delete apps, machines or tokens that are not needed", m.o.Quota)
 	}
 	alarms, err := m.client.AlarmList(ctx)
 	if err != nil {
@@ -172,13 +175,15 @@ type Health struct {
 
 // Health asks the member. An error means that it does not answer.
 func (m *Member) Health(ctx context.Context) (Health, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, healthTimeout, fmt.Errorf("no answer within %s", healthTimeout))
+	defer cancel()
 	s, err := m.client.Status(ctx, m.endpoint())
 	if err != nil {
 		return Health{}, &root.Error{Kind: root.Unavailable, Message: "the control state does not answer", Err: err}
 	}
 	d := m.FsyncTime()
 	h := Health{
-		Revision: s.Header.Revision, Size: root.Bytes(s.DbSize), InUse: root.Bytes(s.DbSizeInUse), Quota: root.Bytes(m.quota()),
+		Revision: s.Header.Revision, Size: root.Bytes(s.DbSize), InUse: root.Bytes(s.DbSizeInUse), Quota: m.o.Quota,
 		Fsync: d, Slow: d > slowFsync, Problems: s.Errors,
 	}
 	if h.Slow {
@@ -220,8 +225,6 @@ func (m *Member) measureFsync() time.Duration {
 }
 
 func (m *Member) endpoint() string { return m.client.Endpoints()[0] }
-
-func (m *Member) quota() int64 { return quota }
 
 // hasNoSpace reads the alarm out of the status, which has it as text only;
 // asking for the list of alarms would cost a write each time.
