@@ -511,3 +511,54 @@ func TestCollectKeepsRecent(t *testing.T) {
 		t.Errorf("an image loaded just now: %v", err)
 	}
 }
+
+// Two images with the same layers share the unpacked ones; the one that stays
+// keeps them when the other goes.
+func TestSharedLayers(t *testing.T) {
+	t.Parallel()
+	s := open(t, Options{KeepFor: time.Nanosecond})
+	twin := demo
+	twin.Name = "twin:1"
+	twin.Config.Env = []string{"A=1"}
+	load(t, s, demo)
+	img := load(t, s, twin)
+	if err := s.Protect(t.Context(), "machine/1", img.Digest); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Remove(t.Context(), "demo:1"); err != nil {
+		t.Fatal(err)
+	}
+	snapshots, err := os.ReadDir(filepath.Join(s.o.Root, "overlay/snapshots"))
+	if err != nil || len(snapshots) != 2 {
+		t.Errorf("unpacked layers after the other image went: got %d, %v; want 2", len(snapshots), err)
+	}
+}
+
+func BenchmarkMount(b *testing.B) {
+	s := open(b, Options{})
+	img := load(b, s, demo)
+	target := filepath.Join(b.TempDir(), "rootfs")
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := s.Mount(b.Context(), "m1", img.Digest, target); err != nil {
+			b.Fatal(err)
+		}
+		if err := s.Unmount(b.Context(), "m1", target); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkUnpack(b *testing.B) {
+	archive := imagetest.OCI(b, big("big:1", 1, 16<<20))
+	s := open(b, Options{})
+	b.SetBytes(16 << 20)
+	for b.Loop() {
+		if _, err := s.Load(b.Context(), bytes.NewReader(archive), ""); err != nil {
+			b.Fatal(err)
+		}
+		if err := s.Remove(b.Context(), "big:1"); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

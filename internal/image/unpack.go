@@ -84,6 +84,18 @@ func (s *Store) unpackLayers(ctx context.Context, d root.Digest) (digest.Digest,
 	}
 	// The list is computed by appending: identity.ChainID reuses its argument.
 	chain := identity.ChainID(slices.Clone(config.RootFS.DiffIDs))
+	// The config keeps the snapshot alive. It must say so before the look at
+	// the snapshot: another image's config may have kept it up to now, and go.
+	info, err := s.content.Info(ctx, configDesc.Digest)
+	if err != nil {
+		return "", fmt.Errorf("unpack %s: %w", d, err)
+	}
+	if info.Labels[labelSnapshot] != chain.String() {
+		_, err = s.content.Update(ctx, content.Info{Digest: configDesc.Digest, Labels: map[string]string{labelSnapshot: chain.String()}}, "labels."+labelSnapshot)
+		if err != nil {
+			return "", fmt.Errorf("unpack %s: %w", d, err)
+		}
+	}
 	if _, err := s.snap.Stat(ctx, chain.String()); err == nil {
 		return chain, nil
 	}
@@ -108,11 +120,6 @@ func (s *Store) unpackLayers(ctx context.Context, d root.Digest) (digest.Digest,
 			return "", &root.Error{Kind: root.Exhausted, Message: "the disk is full: image " + string(d) + " cannot be unpacked; remove images or raise the disk", Err: err}
 		}
 		return "", &root.Error{Kind: root.Invalid, Message: "image " + string(d) + " cannot be unpacked: a layer is damaged or cannot be stored here", Err: err}
-	}
-	// From now on the config keeps the snapshot alive.
-	_, err = s.content.Update(ctx, content.Info{Digest: configDesc.Digest, Labels: map[string]string{labelSnapshot: chain.String()}}, "labels."+labelSnapshot)
-	if err != nil {
-		return "", fmt.Errorf("unpack %s: %w", d, err)
 	}
 	s.log.Info("image unpacked", "image", d, "took", time.Since(start))
 	return chain, nil
