@@ -8,113 +8,20 @@ import (
 	"os"
 	"path/filepath"
 	"time"
-	"unsafe"
-
-	"golang.org/x/sys/unix"
 
 	root "github.com/roost-run/roost"
 	"github.com/roost-run/roost/internal/orders"
 	"github.com/roost-run/roost/internal/runtime"
 )
 
-// reapedWithin is how long the kernel may take from the end of a process that
-// is not ours to its being reaped by its parent, after which its code is known.
-const reapedWithin = time.Second
-
-// watchProcess returns a channel that gets the exit code of a process that an
-// earlier server process started; -1 is unknown. It ends with ctx.
-func watchProcess(ctx context.Context, r *reaper, pid int, procStart uint64) (<-chan int, error) {
-	fd, err := openPidfd(pid, procStart)
-	if err != nil {
-		return nil, err
-	}
-	out := make(chan int, 1)
-	st, err := readStat(pid)
-	if err != nil {
-		return nil, errors.Join(err, fd.Close())
-	}
-	if st.parent == os.Getpid() { // the program was replaced, the process is the same
-		ch := r.watch(pid)
-		go func() {
-			select {
-			case e := <-ch:
-				out <- e.Status
-			case <-ctx.Done():
-			}
-		}()
-		return out, fd.Close()
-	}
-	go func() {
-		stop := context.AfterFunc(ctx, func() { _ = fd.SetReadDeadline(time.Unix(1, 0)) })
-		defer stop()
-		defer fd.Close()
-		if waitForeign(fd) {
-			out <- foreignCode(fd)
-		}
-	}()
-	return out, nil
-}
-
-// waitForeign waits for the end of the process behind a pidfd; false means
-// that the waiting was ended.
-func waitForeign(fd *os.File) bool {
-	raw, err := fd.SyscallConn()
-	if err != nil {
-		return false
-	}
-	return raw.Read(func(p uintptr) bool { return pollNow(p, unix.POLLIN) }) == nil
-}
-
-func pollNow(fd uintptr, events int16) bool {
-	fds := []unix.PollFd{{Fd: int32(fd), Events: events}}
-	n, err := unix.Poll(fds, 0)
-	return err == nil && n > 0 && fds[0].Revents&(events|unix.POLLHUP) != 0
-}
-
-// pidfdInfo is struct pidfd_info of linux/pidfd.h, first version.
-type pidfdInfo struct {
-	mask, cgroup uint64
-	ids          [11]uint32
-	exitCode     int32
-}
-
-const (
-	pidfdGetInfo  = 3<<30 | unsafe.Sizeof(pidfdInfo{})<<16 | 0xff<<8 | 11 // _IOWR(0xFF, 11, struct pidfd_info)
-	pidfdInfoExit = 1 << 3
-)
-
-// foreignCode asks the kernel (6.15 and later) how the process behind a pidfd
-// ended; it knows once the parent has reaped it. -1 is unknown.
-func foreignCode(fd *os.File) int {
-	raw, err := fd.SyscallConn()
-	if err != nil {
-		return -1
-	}
-	code := -1
-	ask := func(p uintptr) {
-		fds := []unix.PollFd{{Fd: int32(p), Events: 0}} // POLLHUP, the reaping, is always reported
-		if n, err := unix.Poll(fds, int(reapedWithin.Milliseconds())); err != nil || n == 0 {
-			return
-		}
-		info := pidfdInfo{mask: pidfdInfoExit}
-		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, p, pidfdGetInfo, uintptr(unsafe.Pointer(&info))); errno == 0 && info.mask&pidfdInfoExit != 0 {
-			code = exitCode(unix.WaitStatus(info.exitCode))
-		}
-	}
-	if err := raw.Control(ask); err != nil {
-		return -1
-	}
-	return code
-}
-
-// adoptChildren finds what an earlier server process started.
+// adopt finds what an earlier server process started.
 func (c *children) adopt(ctx context.Context) error {
 	var old map[string]childProcess
 	if err := readJSON(c.paths.children(), &old); err != nil {
 		return err
 	}
 	for name, p := range old {
-		exited, err := watchProcess(ctx, c.reaper, p.PID, p.ProcStart)
+		exited, err := c.foreign.watch(ctx, p.PID, p.ProcStart)
 		if err != nil {
 			continue // it ended
 		}
@@ -317,6 +224,10 @@ func (a *slots) share(s *slot) {
 
 // adoptRun takes over a running boot's process and output.
 func (a *slots) adoptRun(r *run, running bool) (<-chan int, error) {
+	if f := a.terminals[r.boot.Container]; f != nil {
+		delete(a.terminals, r.boot.Container)
+		r.out = carry(f, a.logs.stream(r.source))
+	}
 	if !r.boot.TTY {
 		if f, err := openFIFO(a.fifo(r.boot.Instance, r.boot.Container), true); err == nil {
 			r.out = carry(f, a.logs.stream(r.source))
@@ -327,7 +238,7 @@ func (a *slots) adoptRun(r *run, running bool) (<-chan int, error) {
 	if !running {
 		return nil, errGone(r.boot.Instance)
 	}
-	return watchProcess(a.ctx, a.reaper, r.pid, r.procStart)
+	return a.foreign.watch(a.ctx, r.pid, r.procStart)
 }
 
 // resettle brings an adopted run into the state that the journal says, since

@@ -39,11 +39,12 @@ func (p *paths) children() string { return filepath.Join(p.run, "children.json")
 
 // children starts edge, control and builder and keeps the first two running.
 type children struct {
-	argv   func(name string) []string
-	reaper *reaper
-	within map[string]func(func() error) error // where a child is started, if not here
-	paths  *paths
-	log    *slog.Logger
+	argv    func(name string) []string
+	reaper  *reaper
+	foreign *foreign
+	within  map[string]func(func() error) error // where a child is started, if not here
+	paths   *paths
+	log     *slog.Logger
 
 	mu      sync.Mutex
 	stop    context.CancelFunc // ends keepAll; nil before it began
@@ -221,12 +222,17 @@ func (c *children) pids() map[string]int {
 	return out
 }
 
-// renew ends the adopted children, which are then started anew by keep.
-func (c *children) renew(why string) {
+// renew ends those adopted children that run with another configuration or
+// another binary; keep then starts them anew. New connections wait meanwhile.
+func (c *children) renew(changed bool) {
+	_, own := identify(os.Getpid())
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for name, p := range c.adopted {
-		c.log.Info("child is restarted", "child", name, "pid", p.PID, "why", why)
+		if !changed && p.Binary == own {
+			continue
+		}
+		c.log.Info("child has another configuration or binary, it is started anew", "child", name, "pid", p.PID)
 		if err := unix.Kill(p.PID, unix.SIGTERM); err != nil && !errors.Is(err, unix.ESRCH) {
 			c.log.Error("child not signalled", "child", name, "pid", p.PID, "err", err)
 		}

@@ -41,7 +41,7 @@
 // sockets. The next one reads the journal and the slots' files, asks the
 // runtime what exists, watches the processes through pidfds, and takes the
 // sockets out of the running edge. Exit codes of machines that are not its
-// children come from the kernel as well (see watchForeign); of what ended while
+// children come from the kernel as well (see foreign); of what ended while
 // nobody watched the code is unknown, -1. The terminal of a machine with a
 // TTY ends with the process that held it.
 //

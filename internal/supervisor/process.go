@@ -17,6 +17,8 @@ type procStat struct {
 	cpuTicks  uint64
 	startedAt uint64 // clock ticks after boot: with the pid it names a process for ever
 	rssPages  int64
+	state     byte   // 'Z': ended, not reaped
+	exitCode  uint32 // wait status, once it has ended
 }
 
 func readStat(pid int) (procStat, error) {
@@ -34,11 +36,11 @@ func parseStat(s string) (procStat, error) {
 		return procStat{}, fmt.Errorf("malformed process status %q", s)
 	}
 	f := strings.Fields(s[end+1:])
-	if len(f) < 22 {
+	if len(f) < 50 {
 		return procStat{}, fmt.Errorf("process status of %d fields", len(f))
 	}
-	st := procStat{comm: s[open+1 : end]}
-	var errs [5]error
+	st := procStat{comm: s[open+1 : end], state: f[0][0]}
+	var errs [6]error
 	st.parent, errs[0] = strconv.Atoi(f[1])
 	utime, err := strconv.ParseUint(f[11], 10, 64)
 	errs[1] = err
@@ -47,6 +49,8 @@ func parseStat(s string) (procStat, error) {
 	st.cpuTicks = utime + stime
 	st.startedAt, errs[3] = strconv.ParseUint(f[19], 10, 64)
 	st.rssPages, errs[4] = strconv.ParseInt(f[21], 10, 64)
+	code, err := strconv.ParseUint(f[49], 10, 32)
+	errs[5], st.exitCode = err, uint32(code)
 	for _, err := range errs {
 		if err != nil {
 			return procStat{}, fmt.Errorf("process status: %w", err)

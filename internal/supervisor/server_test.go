@@ -41,6 +41,7 @@ type host struct {
 	cmd    *exec.Cmd
 	exited chan runc.Exit
 	log    *os.File
+	config root.Config // of machines to boot
 }
 
 func newHost(t *testing.T) *host {
@@ -198,7 +199,7 @@ func (h *host) boot(id root.InstanceID, number uint64, args ...string) orders.Bo
 	b := orders.Boot{
 		Machine: root.MachineID("148e1234c5678" + string(id[len(id)-1:])), App: "shop", Instance: id, Generation: 1, Number: number,
 		Container: container, Bundle: filepath.Join(h.cfg.MachineDir(id), container), Memory: 64 * root.MiB,
-		Command: "payload", Stop: root.Stop{Signal: "SIGINT", Timeout: 5 * time.Second},
+		Command: "payload", TTY: h.config.Init.TTY, Stop: root.Stop{Signal: "SIGINT", Timeout: 5 * time.Second},
 	}
 	if err := os.MkdirAll(b.Bundle, 0o755); err != nil {
 		h.t.Fatal(err)
@@ -206,7 +207,7 @@ func (h *host) boot(id root.InstanceID, number uint64, args ...string) orders.Bo
 	err := bundle.Write(b.Bundle, bundle.Spec{
 		Container: container, Hostname: string(b.Machine), CgroupPath: "/" + h.cfg.CgroupParent() + "/" + container,
 		Rootfs: runtimetest.Rootfs(h.t, testPayload), Image: ocispec.ImageConfig{Cmd: append([]string{"/payload"}, args...)},
-		Memory: b.Memory, CPUShares: 64, Init: "/usr/bin/tini-static", APIDir: filepath.Join(h.cfg.MachineDir(id), "fly"),
+		Memory: b.Memory, CPUShares: 64, Init: "/usr/bin/tini-static", Config: h.config, APIDir: filepath.Join(h.cfg.MachineDir(id), "fly"),
 	})
 	if err != nil {
 		h.t.Fatal(err)
@@ -521,6 +522,9 @@ func TestUpgradeKeepsEverything(t *testing.T) {
 	h.start()
 	i := h.started("01A", "catch", "7")
 	h.logged(i.Machine, "ready")
+	h.config.Init.TTY = true
+	terminal := h.started("01B", "catch", "5")
+	h.logged(terminal.Machine, "ready")
 	edge, pid := h.ask(), h.cmd.Process.Pid
 	if err := unix.Kill(pid, unix.SIGUSR2); err != nil {
 		t.Fatal(err)
@@ -537,11 +541,13 @@ func TestUpgradeKeepsEverything(t *testing.T) {
 	if got := h.ask(); got != edge {
 		t.Errorf("edge: got %q, want %q", got, edge)
 	}
-	if _, err := h.client.Stop(t.Context(), "01A", orders.Stop{}); err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(&orders.Exit{Code: 7, Requested: true}, h.until("01A", orders.EntryExited).Exit); diff != "" {
-		t.Errorf("exit (-want +got):\n%s", diff)
+	for id, code := range map[root.InstanceID]int{"01A": 7, "01B": 5} {
+		if _, err := h.client.Stop(t.Context(), id, orders.Stop{}); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(&orders.Exit{Code: code, Requested: true}, h.until(id, orders.EntryExited).Exit); diff != "" {
+			t.Errorf("exit of %s (-want +got):\n%s", id, diff)
+		}
 	}
 }
 

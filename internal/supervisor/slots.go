@@ -37,6 +37,7 @@ type slots struct {
 	router       router
 	journal      *journal
 	reaper       *reaper
+	foreign      *foreign
 	memory       *memory
 	logs         *logs
 	log          *slog.Logger
@@ -50,6 +51,10 @@ type slots struct {
 	byID map[root.InstanceID]*slot
 
 	saving sync.Mutex // the slots' files
+
+	// terminals are those of boots with a TTY that came through an upgrade, by
+	// container; adopt takes them.
+	terminals map[string]*os.File
 }
 
 // get returns a slot, or NotFound.

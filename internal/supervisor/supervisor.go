@@ -99,7 +99,7 @@ func runWith(ctx context.Context, cfg config.Config, argv func(child string) []s
 		cfg: cfg, log: log, paths: &paths{cfg.Run}, reaper: newReaper(),
 		closing: make(chan struct{}), end: end,
 	}
-	s.children = &children{argv: argv, reaper: s.reaper, paths: s.paths, log: log, running: map[string]childProcess{}, adopted: map[string]childProcess{}}
+	s.children = &children{argv: argv, reaper: s.reaper, foreign: &foreign{reaper: s.reaper, log: log}, paths: s.paths, log: log, running: map[string]childProcess{}, adopted: map[string]childProcess{}}
 	if err := s.children.adopt(life); err != nil {
 		return err
 	}
@@ -152,9 +152,7 @@ func runWith(ctx context.Context, cfg config.Config, argv func(child string) []s
 	if err := s.adopt(edge); err != nil {
 		return err
 	}
-	if beforeErr == nil && !reflect.DeepEqual(before, cfg) {
-		s.children.renew("the configuration changed")
-	}
+	s.children.renew(beforeErr != nil || !reflect.DeepEqual(before, cfg))
 	return s.serve(ctx, life, endLife, &released)
 }
 
@@ -196,13 +194,14 @@ func (s *server) openRuntime(life context.Context) (err error) {
 		return fmt.Errorf("swap: %w", err)
 	}
 	s.slots = newSlots(life, *cfg, driver, s.network, s.reaper, s.log)
+	s.slots.foreign = s.children.foreign
 	s.slots.memory = newMemory(s.cgroups.Free, func() root.Bytes { return total })
 	return nil
 }
 
 func newSlots(life context.Context, cfg config.Config, d runtime.Driver, r router, rp *reaper, log *slog.Logger) *slots {
 	return &slots{
-		ctx: life, cfg: cfg, driver: d, router: r, reaper: rp, log: log,
+		ctx: life, cfg: cfg, driver: d, router: r, reaper: rp, foreign: &foreign{reaper: rp, log: log}, log: log,
 		reclaimAfter: cfg.Reclaim, reclaimKick: make(chan struct{}, 1),
 		byID: map[root.InstanceID]*slot{},
 		logs: &logs{dir: cfg.LogDir, budget: cfg.Logs, region: cfg.Region, log: log, open: map[root.MachineID]*logWriter{}},
@@ -213,6 +212,9 @@ func newSlots(life context.Context, cfg config.Config, d runtime.Driver, r route
 func (s *server) adopt(edge childProcess) error {
 	id, err := kernelBootID()
 	if err != nil {
+		return err
+	}
+	if s.slots.terminals, err = keptTerminals(); err != nil {
 		return err
 	}
 	var rebooted bool
