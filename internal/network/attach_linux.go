@@ -390,15 +390,25 @@ func setNeighbour(h *netlink.Handle, l netlink.Link, ip netip.Addr, mac net.Hard
 }
 
 // Detach takes a machine out of the network and returns when its links are
-// gone. Only Interface is needed; with an empty Namespace the one it was
-// attached with is unbound. What does not exist is success. Processes that
-// still run in the namespace keep it, without a network.
+// gone. Interface or Namespace is enough: the link knows the namespace it was
+// made for. What does not exist is success. Processes that still run in the
+// namespace keep it, without a network.
 func (n *Network) Detach(ctx context.Context, a Attachment) error {
-	if _, err := parseInterface(a.Interface); err != nil {
-		return err
-	}
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx)
+	}
+	if a.Interface == "" && a.Namespace != "" {
+		iface, err := n.interfaceOf(a.Namespace)
+		if err != nil {
+			return err
+		}
+		if iface == "" {
+			return removeNamespace(a.Namespace)
+		}
+		a.Interface = iface
+	}
+	if _, err := parseInterface(a.Interface); err != nil {
+		return err
 	}
 	var errs []error
 	namespaces := []string{a.Namespace}
@@ -422,6 +432,20 @@ func (n *Network) Detach(ctx context.Context, a Attachment) error {
 		return fmt.Errorf("detach %s: %w", a.Interface, err)
 	}
 	return nil
+}
+
+// interfaceOf finds the link that was made for a namespace, "" if there is none.
+func (n *Network) interfaceOf(namespace string) (string, error) {
+	links, err := n.nl.LinkList()
+	if err != nil {
+		return "", fmt.Errorf("list the machines' links: %w", err)
+	}
+	for _, l := range links {
+		if l.Attrs().Alias == namespace {
+			return l.Attrs().Name, nil
+		}
+	}
+	return "", nil
 }
 
 // forbid undoes permit.

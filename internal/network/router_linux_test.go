@@ -365,6 +365,7 @@ func TestDetach(t *testing.T) {
 	for name, detach := range map[string]func(a Attachment) error{
 		"whole":              func(a Attachment) error { return w.net().Detach(t.Context(), a) },
 		"by interface alone": func(a Attachment) error { return w.net().Detach(t.Context(), Attachment{Interface: a.Interface}) },
+		"by namespace alone": func(a Attachment) error { return w.net().Detach(t.Context(), Attachment{Namespace: a.Namespace}) },
 		"after the link went": func(a Attachment) error {
 			l, err := w.net().nl.LinkByName(a.Interface)
 			must(t, err)
