@@ -146,7 +146,7 @@ func newImageRemoveCmd(f *factory) *cobra.Command {
 
 func newImageBuildCmd(f *factory) *cobra.Command {
 	var asJSON bool
-	var pkg, ldflags string
+	var pkg string
 	cmd := &cobra.Command{
 		Use:   "build DIR",
 		Short: "Make an image from a Go program; no Dockerfile is needed",
@@ -175,11 +175,7 @@ cancels the build.`,
 				defer close(sent)
 				pw.CloseWithError(writeContext(cmd.Context(), pw, args[0], ignored))
 			}()
-			build := map[string]string{"package": pkg}
-			if ldflags != "" {
-				build["ldflags"] = ldflags
-			}
-			image, err := c.BuildImage(cmd.Context(), app, "go", build, pr, func(p client.Progress) {
+			image, err := c.BuildImage(cmd.Context(), app, "go", map[string]string{"package": pkg}, pr, func(p client.Progress) {
 				if p.Log != nil {
 					f.io.Notef("%s", *p.Log)
 				}
@@ -193,7 +189,6 @@ cancels the build.`,
 		},
 	}
 	cmd.Flags().StringVar(&pkg, "package", ".", "the main package, relative to DIR")
-	cmd.Flags().StringVar(&ldflags, "ldflags", "", "more flags for the linker, such as \"-X main.version=v2\"")
 	return f.onApp(jsonFlag(cmd, &asJSON))
 }
 

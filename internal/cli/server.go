@@ -2,10 +2,14 @@ package cli
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net/http"
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/roost-run/roost/internal/config"
 	"github.com/roost-run/roost/internal/doctor"
@@ -69,8 +73,23 @@ func newServerStopCmd(f *factory) *cobra.Command {
 			defer sup.Close()
 			ctx, cancel := context.WithTimeout(cmd.Context(), stopTimeout)
 			defer cancel()
-			if err := sup.Call(ctx, http.MethodPost, "/v1/shutdown", struct{ Machines bool }{all}, nil); err != nil {
+			var host struct{ PID int }
+			err := sup.Call(ctx, http.MethodGet, "/v1/host", nil, &host)
+			if err != nil {
 				return hintError{err, "is `roost server` running with --run " + run + "?"}
+			}
+			// Opened before it is told, so that the number is still its own.
+			pidfd, err := unix.PidfdOpen(host.PID, 0)
+			if err != nil {
+				return fmt.Errorf("watch the server process %d: %w", host.PID, err)
+			}
+			ended := os.NewFile(uintptr(pidfd), "server")
+			defer ended.Close()
+			if err := sup.Call(ctx, http.MethodPost, "/v1/shutdown", struct{ Machines bool }{all}, nil); err != nil {
+				return err
+			}
+			if err := waitEnd(ctx, pidfd); err != nil {
+				return err
 			}
 			if all {
 				f.io.Notef("Stopped the server and every machine")
@@ -83,6 +102,21 @@ func newServerStopCmd(f *factory) *cobra.Command {
 	cmd.Flags().BoolVar(&all, "machines", false, "stop machines too and remove everything Roost set up on the host")
 	cmd.Flags().StringVar(&run, "run", config.Default().Run, "the server's run directory")
 	return cmd
+}
+
+// waitEnd waits until the process of a pidfd has ended.
+func waitEnd(ctx context.Context, pidfd int) error {
+	for ctx.Err() == nil {
+		// In slices, so that ctx can end it.
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 200)
+		if n > 0 {
+			return nil
+		}
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("wait for the server process: %w", err)
+		}
+	}
+	return context.Cause(ctx)
 }
 
 // settingFlags adds a flag for every setting; load reads all sources.

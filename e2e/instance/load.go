@@ -1,4 +1,4 @@
-package story
+package instance
 
 import (
 	"bufio"
@@ -29,16 +29,16 @@ type Load struct {
 	failures []error
 }
 
-// loadClients is how many clients ask at once, and loadPause how long each
+// loadClients is how many clients ask at once, and loadRest how long each
 // rests between requests: together near 400 requests a second.
 const (
 	loadClients = 8
-	loadPause   = 20 * time.Millisecond
+	loadRest    = 20 * time.Millisecond
 )
 
-// requestTimeout is when a request counts as lost. It is above the platform's
+// RequestTimeout is when a request counts as lost. It is above the platform's
 // own hold deadline.
-const requestTimeout = 90 * time.Second
+const RequestTimeout = 90 * time.Second
 
 // Start begins the stream. Stop ends it.
 func (l *Load) Start(ctx context.Context) {
@@ -63,16 +63,16 @@ func (l *Load) Stop() (answered int, err error) {
 func (l *Load) Answered() int { return int(l.answered.Load()) }
 
 func (l *Load) client(ctx context.Context, keep bool) {
-	var c *conn
+	var c *Conn
 	for ctx.Err() == nil {
 		if c == nil {
 			var err error
-			if c, err = l.dial(); err != nil {
+			if c, err = l.Dial(); err != nil {
 				l.fail(fmt.Errorf("connect: %w", err))
 				return
 			}
 		}
-		if err := c.get(l.Host, l.Path, keep); err != nil {
+		if err := c.Get(l.Host, l.Path, keep); err != nil {
 			kind := "fresh"
 			if keep {
 				kind = "kept-alive"
@@ -85,7 +85,7 @@ func (l *Load) client(ctx context.Context, keep bool) {
 			_ = c.Close()
 			c = nil
 		}
-		if pause(ctx, loadPause) != nil {
+		if Pause(ctx, loadRest) != nil {
 			break
 		}
 	}
@@ -100,24 +100,27 @@ func (l *Load) fail(err error) {
 	l.failures = append(l.failures, err)
 }
 
-type conn struct {
+// Conn is a connection that repeats nothing.
+type Conn struct {
 	net.Conn
 	r        *bufio.Reader
 	requests int
 	closing  bool // the server said it will close: not a failure
 }
 
-func (l *Load) dial() (*conn, error) {
+// Dial opens one connection of such a client.
+func (l *Load) Dial() (*Conn, error) {
 	c, err := net.DialTimeout("tcp", l.Addr, 10*time.Second) //nolint:noctx // a request in flight outlives the stream's end
 	if err != nil {
 		return nil, err
 	}
-	return &conn{Conn: c, r: bufio.NewReader(c)}, nil
+	return &Conn{Conn: c, r: bufio.NewReader(c)}, nil
 }
 
-func (c *conn) get(host, path string, keep bool) error {
+// Get asks for a path and wants a whole answer with status 200.
+func (c *Conn) Get(host, path string, keep bool) error {
 	c.requests++
-	if err := c.SetDeadline(time.Now().Add(requestTimeout)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(RequestTimeout)); err != nil {
 		return err
 	}
 	connection := "close"

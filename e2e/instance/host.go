@@ -1,4 +1,4 @@
-package story
+package instance
 
 import (
 	"context"
@@ -162,7 +162,7 @@ func CheckRestored(ctx context.Context, before HostState, marks []string, dirs .
 		if time.Now().After(deadline) {
 			return fmt.Errorf("the host is not as before:\n  %s", strings.Join(diff, "\n  "))
 		}
-		if err := pause(ctx, 200*time.Millisecond); err != nil {
+		if err := Pause(ctx, 200*time.Millisecond); err != nil {
 			return err
 		}
 	}
@@ -183,8 +183,8 @@ func (s HostState) diff(after HostState) []string {
 	return lines
 }
 
-// pause waits between two looks at something that sends no event.
-func pause(ctx context.Context, d time.Duration) error {
+// Pause waits between two looks at something that sends no event.
+func Pause(ctx context.Context, d time.Duration) error {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {

@@ -1,4 +1,8 @@
-package story
+// Package instance runs a Roost of its own on this host, for the end-to-end
+// tests, the demo and the benchmarks: own directories, ports and names, the
+// command line as a person has it, processes that can be killed, a load of
+// requests that nobody repeats, and the comparison of the host before and after.
+package instance
 
 import (
 	"bytes"
@@ -41,9 +45,9 @@ type Instance struct {
 // generous, since other tests may use the same two cores.
 const startTimeout = time.Minute
 
-// StartInstance starts `roost server` with the given settings ("--flag=value")
+// Start starts `roost server` with the given settings ("--flag=value")
 // and waits until its API answers.
-func StartInstance(ctx context.Context, binary string, settings ...string) (_ *Instance, err error) {
+func Start(ctx context.Context, binary string, settings ...string) (_ *Instance, err error) {
 	// Not a test's own temporary directory: sockets live here, and their
 	// paths have to be short (unix(7)).
 	dir, err := os.MkdirTemp("/tmp", "roost-")
@@ -68,7 +72,7 @@ func StartInstance(ctx context.Context, binary string, settings ...string) (_ *I
 	if in.log, err = os.Create(filepath.Join(dir, "server.log")); err != nil {
 		return nil, err
 	}
-	if err := in.Start(ctx); err != nil {
+	if err := in.Serve(ctx); err != nil {
 		return nil, err
 	}
 	token, err := os.ReadFile(filepath.Join(in.data(), "admin.token"))
@@ -87,9 +91,9 @@ func (in *Instance) Run() string { return filepath.Join(in.Dir, "run") }
 // LogFile is where the platform's processes write.
 func (in *Instance) LogFile() string { return in.log.Name() }
 
-// Start starts the server process, for the first time or again, and waits
+// Serve starts the server process, for the first time or again, and waits
 // until the API answers.
-func (in *Instance) Start(ctx context.Context) error {
+func (in *Instance) Serve(ctx context.Context) error {
 	args := append([]string{
 		"server", "--data", in.data(), "--run", in.Run(), "--listen", in.Edge + "=80",
 		"--api", strings.TrimPrefix(in.API, "http://"), "--config", os.DevNull,
@@ -124,7 +128,7 @@ func (in *Instance) Start(ctx context.Context) error {
 			return fmt.Errorf("%w (last: %w)\n%s", context.Cause(ctx), err, in.LogTail(20))
 		default:
 		}
-		if err := pause(ctx, 50*time.Millisecond); err != nil {
+		if err := Pause(ctx, 50*time.Millisecond); err != nil {
 			return fmt.Errorf("%w\n%s", err, in.LogTail(20))
 		}
 	}

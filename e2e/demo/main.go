@@ -1,0 +1,80 @@
+// Command demo shows story B to a person: it starts a Roost of its own on this
+// host, runs the steps of package story, one line each, and leaves the host as
+// it was. It exits 0 only if every step held.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/roost-run/roost/e2e/instance"
+	"github.com/roost-run/roost/e2e/story"
+)
+
+func main() {
+	binary := flag.String("roost", "bin/roost", "the binary to show")
+	keep := flag.Bool("keep", false, "leave the platform running at the end")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, *binary, *keep); err != nil {
+		fmt.Fprintf(os.Stderr, "demo: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, binary string, keep bool) (err error) {
+	begin := time.Now()
+	if os.Getuid() != 0 {
+		return errors.New("run it as root: machines need namespaces, mounts and control groups")
+	}
+	if binary, err = filepath.Abs(binary); err != nil {
+		return err
+	}
+	source, err := os.Getwd()
+	if err != nil {
+		return err
+	}
+	before, err := instance.ReadHost(ctx)
+	if err != nil {
+		return err
+	}
+	in, err := instance.Start(ctx, binary, story.Settings()...)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("Roost runs: apps at http://*.localhost on %s, API at %s, files in %s\n", in.Edge, in.API, in.Dir)
+	s := story.New(in, source)
+	defer s.Close()
+	told := story.Tell(ctx, os.Stdout, s)
+	if told != nil {
+		fmt.Printf("\nThe platform's last words:\n%s\n\n", in.LogTail(30))
+	}
+	if keep {
+		_, port, err := net.SplitHostPort(in.Edge)
+		if err != nil {
+			return errors.Join(told, err)
+		}
+		fmt.Printf("It is left running. The store: http://%s/\n", net.JoinHostPort(s.Host(), port))
+		fmt.Printf("Stop it and clean up: %s server stop --machines --run %s && rm -r %s\n", binary, in.Run(), in.Dir)
+		return told
+	}
+	clean := context.WithoutCancel(ctx)
+	closed := in.Close(clean)
+	if closed == nil {
+		closed = instance.CheckRestored(clean, before, in.Marks(), in.Dir)
+	}
+	if err := errors.Join(told, closed); err != nil {
+		return err
+	}
+	fmt.Printf("The host is as before. Everything held, in %s.\n", time.Since(begin).Round(time.Second))
+	return nil
+}

@@ -1,0 +1,246 @@
+// Command probe is the program in the machines of these tests: it does what
+// the request tells it to, so that a test can look at the platform from inside.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+func main() {
+	if len(os.Args) > 1 {
+		os.Exit(command(os.Args[1], os.Args[2:]))
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	addr := os.Getenv("LISTEN")
+	if addr == "" {
+		addr = "0.0.0.0:8080"
+	}
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	s := &http.Server{Handler: routes(), ReadHeaderTimeout: 10 * time.Second}
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(l) }()
+	fmt.Println("probe listens on", addr)
+	select {
+	case err := <-done:
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	case <-ctx.Done():
+		shutdown, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+		defer cancel()
+		if err := s.Shutdown(shutdown); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+		}
+	}
+}
+
+// command is what a one-off machine does.
+func command(name string, args []string) int {
+	switch name {
+	case "exit":
+		code, err := strconv.Atoi(args[0])
+		if err != nil {
+			return 64
+		}
+		fmt.Println("leaving with", code)
+		return code
+	case "eat": // megabytes
+		mb, err := strconv.Atoi(args[0])
+		if err != nil {
+			return 64
+		}
+		eat(mb)
+		return 0
+	case "env":
+		for _, e := range os.Environ() {
+			fmt.Println(e)
+		}
+		return 0
+	case "flood": // lines
+		n, err := strconv.Atoi(args[0])
+		if err != nil {
+			return 64
+		}
+		for i := range n {
+			fmt.Printf("line %d %s\n", i, strings.Repeat("x", 200))
+		}
+		return 0
+	}
+	fmt.Fprintln(os.Stderr, "probe: unknown command", name)
+	return 64
+}
+
+var kept [][]byte
+
+func eat(mb int) {
+	for range mb {
+		b := make([]byte, 1<<20)
+		for i := 0; i < len(b); i += 4096 {
+			b[i] = 1
+		}
+		kept = append(kept, b)
+	}
+}
+
+var requests atomic.Int64
+
+// Echo is what a machine says of a request that it got.
+type Echo struct {
+	Machine string
+	Method  string
+	URI     string
+	Host    string
+	Header  http.Header
+	Body    int64 // bytes
+	Sum     uint32
+	Number  int64 // requests this process answered
+}
+
+func routes() http.Handler {
+	mux := http.NewServeMux()
+	// /replay answers the header of ?h=, or the JSON document of ?j=, once:
+	// a request that was replayed is echoed, unless it asks for a loop.
+	mux.HandleFunc("/replay", func(w http.ResponseWriter, r *http.Request) {
+		q := r.URL.Query()
+		replayed := r.Header.Get("Fly-Replay-Src") != "" || r.Header.Get("Fly-Replay-Failed") != ""
+		if replayed && q.Get("loop") == "" || q.Get("only") != "" && q.Get("only") != os.Getenv("FLY_MACHINE_ID") {
+			echo(w, r)
+			return
+		}
+		if j := q.Get("j"); j != "" {
+			w.Header().Set("Content-Type", "application/vnd.fly.replay+json")
+			w.WriteHeader(http.StatusConflict)
+			_, _ = io.WriteString(w, j)
+			return
+		}
+		w.Header().Set("Fly-Replay", q.Get("h"))
+		w.Header().Set("Set-Cookie", "issuer=1") // must never reach the client
+		w.WriteHeader(http.StatusConflict)
+		_, _ = io.WriteString(w, "the client must not see this")
+	})
+	mux.HandleFunc("/eat", func(w http.ResponseWriter, r *http.Request) {
+		mb, _ := strconv.Atoi(r.URL.Query().Get("mb"))
+		eat(mb)
+		fmt.Fprintln(w, "eaten", mb)
+	})
+	mux.HandleFunc("/exit", func(http.ResponseWriter, *http.Request) { os.Exit(9) })
+	mux.HandleFunc("/slow", func(w http.ResponseWriter, r *http.Request) {
+		d, _ := time.ParseDuration(r.URL.Query().Get("d"))
+		select {
+		case <-time.After(d):
+			fmt.Fprintln(w, "slept", d)
+		case <-r.Context().Done():
+		}
+	})
+	mux.HandleFunc("/stream", func(w http.ResponseWriter, r *http.Request) {
+		n, _ := strconv.Atoi(r.URL.Query().Get("n"))
+		rc := http.NewResponseController(w)
+		for i := range n {
+			fmt.Fprintf(w, "part %d\n", i)
+			if rc.Flush() != nil {
+				return
+			}
+			select {
+			case <-time.After(100 * time.Millisecond):
+			case <-r.Context().Done():
+				return
+			}
+		}
+	})
+	mux.HandleFunc("/dial", func(w http.ResponseWriter, r *http.Request) {
+		d := net.Dialer{Timeout: 2 * time.Second}
+		c, err := d.DialContext(r.Context(), r.URL.Query().Get("net"), r.URL.Query().Get("addr"))
+		if err != nil {
+			w.WriteHeader(http.StatusBadGateway)
+			fmt.Fprintln(w, err)
+			return
+		}
+		_ = c.Close()
+		fmt.Fprintln(w, "connected")
+	})
+	mux.HandleFunc("/fetch", func(w http.ResponseWriter, r *http.Request) {
+		hc := &http.Client{Timeout: 20 * time.Second}
+		req, err := http.NewRequestWithContext(r.Context(), http.MethodGet, r.URL.Query().Get("url"), nil)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		resp, err := hc.Do(req)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadGateway)
+			return
+		}
+		defer resp.Body.Close()
+		w.WriteHeader(resp.StatusCode)
+		_, _ = io.Copy(w, resp.Body)
+	})
+	mux.HandleFunc("/lookup", func(w http.ResponseWriter, r *http.Request) {
+		addrs, err := net.DefaultResolver.LookupHost(r.Context(), r.URL.Query().Get("name"))
+		if err != nil {
+			var de *net.DNSError
+			if errors.As(err, &de) && de.IsNotFound {
+				w.WriteHeader(http.StatusNotFound)
+			} else {
+				w.WriteHeader(http.StatusBadGateway)
+			}
+			fmt.Fprintln(w, err)
+			return
+		}
+		fmt.Fprintln(w, strings.Join(addrs, " "))
+	})
+	mux.HandleFunc("/self", func(w http.ResponseWriter, r *http.Request) { // a call to /.fly/api
+		hc := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", "/.fly/api")
+		}}}
+		req, err := http.NewRequestWithContext(r.Context(), r.Method, "http://flaps"+r.URL.Query().Get("path"), r.Body)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		resp, err := hc.Do(req)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadGateway)
+			return
+		}
+		defer resp.Body.Close()
+		w.WriteHeader(resp.StatusCode)
+		_, _ = io.Copy(w, resp.Body)
+	})
+	mux.HandleFunc("/", echo)
+	return mux
+}
+
+func echo(w http.ResponseWriter, r *http.Request) {
+	e := Echo{Machine: os.Getenv("FLY_MACHINE_ID"), Method: r.Method, URI: r.RequestURI, Host: r.Host, Header: r.Header, Number: requests.Add(1)}
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := r.Body.Read(buf)
+		for _, b := range buf[:n] {
+			e.Sum = e.Sum*31 + uint32(b)
+		}
+		e.Body += int64(n)
+		if err != nil {
+			break
+		}
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(e)
+}

@@ -1,0 +1,784 @@
+// Package story tells story B on a real host: an app with two machines sends
+// its heavy views to a serverless machine that is made when first needed,
+// sleeps when idle, and wakes while the request waits; and parts of the
+// platform die meanwhile. `make demo` runs it for people, the tests of this
+// package run it for machines; the steps are the same.
+//
+// It looks from outside only: the command line, the Machines API, HTTP.
+package story
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/roost-run/roost/e2e/instance"
+	"github.com/roost-run/roost/machines"
+)
+
+// Step is one thing that is shown. Run says in a few words what was seen.
+type Step struct {
+	Name string
+	Run  func(ctx context.Context, s *Story) (seen string, err error)
+}
+
+// Story is the state that the steps share.
+type Story struct {
+	*instance.Instance
+	Source string // the module's directory
+
+	app      string
+	apiToken string // of scope app: what the app itself holds
+	image    string // reference of the store's image
+	api      *machines.Client
+	http     *http.Client
+}
+
+// The times of the story: short ones, so that a person can watch a machine
+// fall asleep. They are settings like any other.
+const (
+	stopAfter    = 2 * time.Second // idle time before a serverless machine is suspended
+	reclaimAfter = time.Second     // then its memory is given back
+	suspendFor   = 6 * time.Second // then it is stopped
+	// patience is how long a step waits for something to happen by itself,
+	// generous for a busy host.
+	patience = time.Minute
+)
+
+// Settings are the server's settings that the story needs.
+func Settings() []string {
+	return []string{"--reclaim-after=" + reclaimAfter.String(), "--swap=file:1GB", "--log-level=info"}
+}
+
+// New makes a story on a running instance; source is the module's directory.
+func New(in *instance.Instance, source string) *Story {
+	return &Story{
+		Instance: in, Source: source, app: "store",
+		http: &http.Client{
+			Timeout: instance.RequestTimeout,
+			Transport: &http.Transport{MaxIdleConnsPerHost: 100, DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+				var d net.Dialer
+				return d.DialContext(ctx, network, in.Edge) // whatever the name says
+			}},
+		},
+	}
+}
+
+// Close drops the story's connections.
+func (s *Story) Close() { s.http.CloseIdleConnections() }
+
+// Host is the app's hostname.
+func (s *Story) Host() string { return s.app + ".localhost" }
+
+// Steps are the story, in order.
+func Steps() []Step {
+	return []Step{
+		{"build the store's image from its folder", buildImage},
+		{"run it on two app machines", runMachines},
+		{"a page is served", page},
+		{"receipts: a serverless machine is made, the request replayed there", firstReceipts},
+		{"receipts again: replayed to the running machine", warmReceipts},
+		{"idle: suspended, then its memory given back", suspended},
+		{"one receipt: woken", wokenReceipt},
+		{"idle longer: stopped", stopped},
+		{"one receipt: started from its image", startedReceipt},
+		{"50 requests at once to a sleeping machine: one wake", stampede},
+		{"a page sent to the serverless machine comes back from an app machine", elsewhere},
+		{"a one-off command: its output and exit code", oneOff},
+		{"100 first requests at once: one serverless machine", hundredFirst},
+		{"kill -9 of the control process under load, wakes included", killControl},
+		{"kill -9 of the edge: no machine touched, no connection refused", killEdge},
+		{"kill -9 of the server process: machines run on and are adopted", killServer},
+		{"the article's middleware logic, in Python, through all of it", article},
+		{"a new image: its own serverless machine, the old one goes", newImage},
+	}
+}
+
+func buildImage(ctx context.Context, s *Story) (string, error) {
+	if _, err := s.CLI(ctx, "app", "create", s.app); err != nil {
+		return "", err
+	}
+	ref, err := s.build(ctx, s.Source)
+	if err != nil {
+		return "", err
+	}
+	s.image = ref
+	name, _, _ := strings.Cut(ref, "@")
+	return name, nil
+}
+
+func (s *Story) build(ctx context.Context, dir string) (ref string, err error) {
+	r, err := s.CLI(ctx, "image", "build", dir, "--package", "./examples/store", "--app", s.app)
+	if err != nil {
+		return "", err
+	}
+	return strings.TrimSpace(r.Stdout), nil
+}
+
+func runMachines(ctx context.Context, s *Story) (string, error) {
+	r, err := s.CLI(ctx, "token", "create", "app", "--app", s.app, "--name", "store middleware")
+	if err != nil {
+		return "", err
+	}
+	s.apiToken = strings.TrimSpace(r.Stdout)
+	s.api = s.Client(s.apiToken)
+	var ids []string
+	for i := range 2 {
+		r, err := s.CLI(ctx, "machine", "run", s.image, "--app", s.app, "--name", fmt.Sprintf("web-%d", i+1), "--port", "80:8080",
+			"--env", "FLY_API_TOKEN="+s.apiToken,
+			"--env", "SERVERLESS_STOP_AFTER="+stopAfter.String(), "--env", "SERVERLESS_SUSPEND_FOR="+suspendFor.String())
+		if err != nil {
+			return "", err
+		}
+		ids = append(ids, strings.TrimSpace(r.Stdout))
+	}
+	return strings.Join(ids, ", "), nil
+}
+
+// get asks the app for a path and returns the answer with its whole body.
+func (s *Story) get(ctx context.Context, path string, header ...string) (*http.Response, []byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.Host()+path, nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	for i := 0; i+1 < len(header); i += 2 {
+		req.Header.Set(header[i], header[i+1])
+	}
+	resp, err := s.http.Do(req)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return nil, nil, fmt.Errorf("GET %s: %w", path, err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		return resp, body, fmt.Errorf("GET %s: status %d, Roost-Error %q: %.300s", path, resp.StatusCode, resp.Header.Get("Roost-Error"), body)
+	}
+	return resp, body, nil
+}
+
+// servedBy is the machine that the store says answered.
+func servedBy(resp *http.Response) string { return resp.Header.Get("Store-Machine") }
+
+func page(ctx context.Context, s *Story) (string, error) {
+	resp, body, err := s.get(ctx, "/")
+	if err != nil {
+		return "", err
+	}
+	if !strings.Contains(string(body), "<html") {
+		return "", fmt.Errorf("the page is not HTML: %.200s", body)
+	}
+	list, err := s.serverless(ctx)
+	if err != nil {
+		return "", err
+	}
+	if len(list) != 0 {
+		return "", fmt.Errorf("%d serverless machines exist before any is needed", len(list))
+	}
+	return fmt.Sprintf("%d bytes from %s", len(body), servedBy(resp)), nil
+}
+
+const serverlessPrefix = "serverless-"
+
+// serverless lists the app's serverless machines.
+func (s *Story) serverless(ctx context.Context) ([]machines.Machine, error) {
+	list, err := s.api.List(ctx, s.app, machines.ListOptions{})
+	if err != nil {
+		return nil, err
+	}
+	var found []machines.Machine
+	for _, m := range list {
+		if strings.HasPrefix(m.Name, serverlessPrefix) && !m.State.Gone() {
+			found = append(found, m)
+		}
+	}
+	return found, nil
+}
+
+// theServerless is the one there has to be.
+func (s *Story) theServerless(ctx context.Context) (*machines.Machine, error) {
+	list, err := s.serverless(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if len(list) != 1 {
+		names := make([]string, len(list))
+		for i, m := range list {
+			names[i] = m.Name + " (" + string(m.State) + ")"
+		}
+		return nil, fmt.Errorf("got %d serverless machines %v, want 1", len(list), names)
+	}
+	return &list[0], nil
+}
+
+const (
+	allReceipts = "/purchases/receipts"
+	oneReceipt  = "/purchases/17/receipt"
+)
+
+// receipt asks for a PDF and checks that it is one, that it came from the
+// serverless machine, and how long it took.
+func (s *Story) receipt(ctx context.Context, path string) (pages int, took time.Duration, err error) {
+	start := time.Now()
+	resp, body, err := s.get(ctx, path)
+	if err != nil {
+		return 0, 0, err
+	}
+	took = time.Since(start)
+	if pages, err = pdfPages(ctx, body); err != nil {
+		return 0, took, err
+	}
+	if fallback := resp.Header.Get("Serverless-Fallback"); fallback != "" {
+		return pages, took, fmt.Errorf("the app served it itself: %s", fallback)
+	}
+	m, err := s.theServerless(ctx)
+	if err != nil {
+		return pages, took, err
+	}
+	if got := servedBy(resp); got != m.ID {
+		return pages, took, fmt.Errorf("the receipt came from %s, not from the serverless machine %s", got, m.ID)
+	}
+	return pages, took, nil
+}
+
+// pdfPages has a foreign tool read the PDF.
+func pdfPages(ctx context.Context, pdf []byte) (int, error) {
+	cmd := exec.CommandContext(ctx, "pdfinfo", "-")
+	cmd.Stdin = bytes.NewReader(pdf)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return 0, fmt.Errorf("pdfinfo: %w: %.200s", err, out)
+	}
+	for line := range strings.Lines(string(out)) {
+		var pages int
+		if n, _ := fmt.Sscanf(line, "Pages: %d", &pages); n == 1 && pages > 0 {
+			return pages, nil
+		}
+	}
+	return 0, fmt.Errorf("pdfinfo found no pages: %.200s", out)
+}
+
+func firstReceipts(ctx context.Context, s *Story) (string, error) {
+	pages, took, err := s.receipt(ctx, allReceipts)
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("a PDF of %d pages in %s", pages, took.Round(time.Millisecond)), nil
+}
+
+func warmReceipts(ctx context.Context, s *Story) (string, error) {
+	pages, took, err := s.receipt(ctx, oneReceipt)
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("a PDF of %s in %s", plural(pages, "page", "pages"), took.Round(100*time.Microsecond)), nil
+}
+
+// inState waits until the serverless machine is in a state by itself.
+func (s *Story) inState(ctx context.Context, want machines.State) (*machines.Machine, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("not %s after %s", want, patience))
+	defer cancel()
+	m, err := s.theServerless(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for m.State != want {
+		_, err := s.api.Wait(ctx, s.app, m.ID, machines.WaitOptions{State: want, Timeout: 10 * time.Second})
+		if err != nil && machines.StatusOf(err) != http.StatusRequestTimeout {
+			return nil, err
+		}
+		if m, err = s.api.Get(ctx, s.app, m.ID); err != nil {
+			return nil, err
+		}
+		if ctx.Err() != nil {
+			return nil, fmt.Errorf("machine %s is %s: %w", m.ID, m.State, context.Cause(ctx))
+		}
+	}
+	return m, nil
+}
+
+// usage is what the kernel accounts to a machine.
+type usage struct {
+	Memory int64 `json:"memory"`
+	Anon   int64 `json:"anon"`
+	Swap   int64 `json:"swap"`
+}
+
+func (s *Story) usage(ctx context.Context, id string) (usage, error) {
+	var r struct{ Usage *usage }
+	admin := s.Client(s.Token)
+	if err := admin.Do(ctx, http.MethodGet, "/roost/v1/apps/"+s.app+"/machines/"+id+"/inspect", nil, &r); err != nil {
+		return usage{}, err
+	}
+	if r.Usage == nil {
+		return usage{}, fmt.Errorf("no accounts of machine %s", id)
+	}
+	return *r.Usage, nil
+}
+
+func suspended(ctx context.Context, s *Story) (string, error) {
+	running, err := s.theServerless(ctx)
+	if err != nil {
+		return "", err
+	}
+	before, err := s.usage(ctx, running.ID)
+	if err != nil {
+		return "", err
+	}
+	m, err := s.inState(ctx, machines.StateSuspended)
+	if err != nil {
+		return "", err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, errors.New("its memory was not given back"))
+	defer cancel()
+	for {
+		after, err := s.usage(ctx, m.ID)
+		if err != nil {
+			return "", err
+		}
+		if after.Memory < before.Memory/2 {
+			return fmt.Sprintf("%.1f MB resident before, %.1f MB after (%.1f MB swapped out)", mb(before.Memory), mb(after.Memory), mb(after.Swap)), nil
+		}
+		if err := instance.Pause(ctx, 100*time.Millisecond); err != nil {
+			return "", fmt.Errorf("%w: %.1f MB before, %.1f MB after", err, mb(before.Memory), mb(after.Memory))
+		}
+	}
+}
+
+func wokenReceipt(ctx context.Context, s *Story) (string, error) {
+	if _, err := s.inState(ctx, machines.StateSuspended); err != nil {
+		return "", err
+	}
+	_, took, err := s.receipt(ctx, oneReceipt)
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("a PDF in %s", took.Round(100*time.Microsecond)), nil
+}
+
+func stopped(ctx context.Context, s *Story) (string, error) {
+	m, err := s.inState(ctx, machines.StateStopped)
+	if err != nil {
+		return "", err
+	}
+	for _, e := range m.Events {
+		if e.Type == "stop" {
+			return first(e.Reason, "by the "+e.Source), nil
+		}
+	}
+	return "", errors.New("its events do not say why it was stopped")
+}
+
+func startedReceipt(ctx context.Context, s *Story) (string, error) {
+	_, took, err := s.receipt(ctx, oneReceipt)
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("a PDF in %s", took.Round(time.Millisecond)), nil
+}
+
+// starts counts how often a machine was started or resumed.
+func starts(m *machines.Machine) int {
+	n := 0
+	for _, e := range m.Events {
+		if e.Status == string(machines.StateStarted) && (e.Type == "start" || e.Type == "resume") {
+			n++
+		}
+	}
+	return n
+}
+
+func stampede(ctx context.Context, s *Story) (string, error) {
+	m, err := s.inState(ctx, machines.StateSuspended)
+	if err != nil {
+		return "", err
+	}
+	before := starts(m)
+	start := time.Now()
+	if err := s.together(ctx, 50, oneReceipt); err != nil {
+		return "", err
+	}
+	took := time.Since(start)
+	if m, err = s.api.Get(ctx, s.app, m.ID); err != nil {
+		return "", err
+	}
+	if woken := starts(m) - before; woken != 1 {
+		return "", fmt.Errorf("50 requests woke the machine %d times, want once", woken)
+	}
+	return fmt.Sprintf("50 PDFs, one wake, %s", took.Round(time.Millisecond)), nil
+}
+
+// together sends n requests at once; every one has to be answered by a PDF
+// that the app did not have to make itself.
+func (s *Story) together(ctx context.Context, n int, path string) error {
+	errs := make([]error, n)
+	var wg sync.WaitGroup
+	gate := make(chan struct{})
+	for i := range n {
+		wg.Go(func() {
+			<-gate
+			resp, body, err := s.get(ctx, path)
+			switch {
+			case err != nil:
+				errs[i] = err
+			case resp.Header.Get("Serverless-Fallback") != "":
+				errs[i] = fmt.Errorf("served by the app: %s", resp.Header.Get("Serverless-Fallback"))
+			case !bytes.HasPrefix(body, []byte("%PDF-")):
+				errs[i] = fmt.Errorf("not a PDF: %.100s", body)
+			}
+		})
+	}
+	close(gate)
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+func elsewhere(ctx context.Context, s *Story) (string, error) {
+	m, err := s.theServerless(ctx)
+	if err != nil {
+		return "", err
+	}
+	resp, body, err := s.get(ctx, "/", "Fly-Force-Instance-Id", m.ID)
+	if err != nil {
+		return "", err
+	}
+	if got := servedBy(resp); got == m.ID || got == "" {
+		return "", fmt.Errorf("the page came from %q: %.100s", got, body)
+	}
+	return "sent to " + m.ID + ", served by " + servedBy(resp), nil
+}
+
+func oneOff(ctx context.Context, s *Story) (string, error) {
+	r, err := s.CLI(ctx, "machine", "run", s.image, "--app", s.app, "--rm", "--", "-count")
+	if err == nil || r.Code != 3 {
+		return "", fmt.Errorf("exit code %d, want 3 (%w)", r.Code, err)
+	}
+	if !strings.Contains(r.Stdout, "purchases") {
+		return "", fmt.Errorf("its output is missing: stdout %q, stderr %q", r.Stdout, r.Stderr)
+	}
+	list, err := s.api.List(ctx, s.app, machines.ListOptions{})
+	if err != nil {
+		return "", err
+	}
+	for _, m := range list {
+		if m.Config != nil && m.Config.AutoDestroy && !m.State.Gone() {
+			return "", fmt.Errorf("machine %s is still there", m.ID)
+		}
+	}
+	return fmt.Sprintf("%q and exit code 3", strings.TrimSpace(r.Stdout)), nil
+}
+
+// destroyServerless makes the next request a first one again.
+func (s *Story) destroyServerless(ctx context.Context) error {
+	list, err := s.serverless(ctx)
+	if err != nil {
+		return err
+	}
+	for _, m := range list {
+		if err := s.api.Destroy(ctx, s.app, m.ID, true); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func hundredFirst(ctx context.Context, s *Story) (string, error) {
+	if err := s.destroyServerless(ctx); err != nil {
+		return "", err
+	}
+	start := time.Now()
+	if err := s.together(ctx, 100, oneReceipt); err != nil {
+		return "", err
+	}
+	m, err := s.theServerless(ctx)
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("100 PDFs from %s, %s", m.Name, time.Since(start).Round(time.Millisecond)), nil
+}
+
+// kills is how often a process dies under load.
+const kills = 3
+
+func killControl(ctx context.Context, s *Story) (string, error) {
+	load := &instance.Load{Addr: s.Edge, Host: s.Host(), Path: "/"}
+	load.Start(ctx)
+	problem := func() error {
+		for range kills {
+			if _, err := s.inState(ctx, machines.StateSuspended); err != nil {
+				return err
+			}
+			if err := s.Kill(ctx, "control"); err != nil {
+				return err
+			}
+			// A wake while control is away.
+			if _, _, err := s.get(ctx, oneReceipt); err != nil {
+				return fmt.Errorf("a wake while control was away: %w", err)
+			}
+		}
+		return nil
+	}()
+	answered, err := load.Stop()
+	if err := errors.Join(problem, err); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("killed %d times, %d requests, none failed", kills, answered), nil
+}
+
+func killEdge(ctx context.Context, s *Story) (string, error) {
+	before, err := s.bootIDs(ctx)
+	if err != nil {
+		return "", err
+	}
+	for range kills {
+		if err := s.Kill(ctx, "edge"); err != nil {
+			return "", err
+		}
+		// Fresh connections right after the death: each is accepted and answered.
+		for range 20 {
+			c, err := (&instance.Load{Addr: s.Edge}).Dial()
+			if err != nil {
+				return "", fmt.Errorf("a new connection was refused: %w", err)
+			}
+			err = errors.Join(c.Get(s.Host(), "/", false), c.Close())
+			if err != nil {
+				return "", fmt.Errorf("a new connection was not answered: %w", err)
+			}
+		}
+	}
+	after, err := s.bootIDs(ctx)
+	if err != nil {
+		return "", err
+	}
+	if before != after {
+		return "", fmt.Errorf("machines were touched: %s before, %s after", before, after)
+	}
+	return fmt.Sprintf("killed %d times, %d new connections answered", kills, kills*20), nil
+}
+
+// bootIDs identifies the running processes of the app machines: the store
+// makes an id at each start.
+func (s *Story) bootIDs(ctx context.Context) (string, error) {
+	list, err := s.api.List(ctx, s.app, machines.ListOptions{})
+	if err != nil {
+		return "", err
+	}
+	var ids []string
+	for _, m := range list {
+		if !strings.HasPrefix(m.Name, "web-") {
+			continue
+		}
+		resp, _, err := s.get(ctx, "/healthz", "Fly-Force-Instance-Id", m.ID)
+		if err != nil {
+			return "", err
+		}
+		if resp.Header.Get("Store-Boot") == "" {
+			return "", errors.New("the store does not say which boot it is")
+		}
+		ids = append(ids, m.ID+"="+resp.Header.Get("Store-Boot"))
+	}
+	return strings.Join(ids, " "), nil
+}
+
+func killServer(ctx context.Context, s *Story) (string, error) {
+	before, err := s.bootIDs(ctx)
+	if err != nil {
+		return "", err
+	}
+	load := &instance.Load{Addr: s.Edge, Host: s.Host(), Path: "/"}
+	load.Start(ctx)
+	problem := func() error {
+		if err := s.Kill(ctx, "server"); err != nil {
+			return err
+		}
+		if err := s.Serve(ctx); err != nil {
+			return err
+		}
+		// The new server commands what the old one made.
+		if _, err := s.inState(ctx, machines.StateSuspended); err != nil {
+			return err
+		}
+		_, _, err := s.receipt(ctx, oneReceipt)
+		return err
+	}()
+	answered, err := load.Stop()
+	if err := errors.Join(problem, err); err != nil {
+		return "", err
+	}
+	after, err := s.bootIDs(ctx)
+	if err != nil {
+		return "", err
+	}
+	if before != after {
+		return "", fmt.Errorf("machines were touched: %s before, %s after", before, after)
+	}
+	return fmt.Sprintf("machines run on, %d requests meanwhile, none failed", answered), nil
+}
+
+func article(ctx context.Context, s *Story) (string, error) {
+	cmd := exec.CommandContext(ctx, "/usr/bin/python3", filepath.Join(s.Source, "e2e", "story", "article.py"))
+	cmd.Env = append(os.Environ(), "FLY_API_HOSTNAME="+s.API, "FLY_API_TOKEN="+s.apiToken, "FLY_APP_NAME="+s.app, "FLY_IMAGE_REF="+s.image,
+		"APP_URL=http://"+s.Edge, "APP_HOST="+s.Host(), "RECEIPT_PATH="+oneReceipt)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("%w\n%s", err, out)
+	}
+	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+	return lines[len(lines)-1], nil
+}
+
+func newImage(ctx context.Context, s *Story) (string, error) {
+	old, err := s.theServerless(ctx)
+	if err != nil {
+		return "", err
+	}
+	dir, err := os.MkdirTemp(s.Dir, "context-")
+	if err != nil {
+		return "", err
+	}
+	if err := s.changedSource(dir); err != nil {
+		return "", err
+	}
+	ref, err := s.build(ctx, dir)
+	if err != nil {
+		return "", err
+	}
+	if ref == s.image {
+		return "", errors.New("the changed program has the same image")
+	}
+	load := &instance.Load{Addr: s.Edge, Host: s.Host(), Path: "/"}
+	load.Start(ctx)
+	problem := s.updateAll(ctx, ref)
+	answered, err := load.Stop()
+	if err := errors.Join(problem, err); err != nil {
+		return "", err
+	}
+	resp, _, err := s.get(ctx, oneReceipt)
+	if err != nil {
+		return "", err
+	}
+	if servedBy(resp) == old.ID {
+		return "", errors.New("the receipt came from the old serverless machine")
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, errors.New("the old serverless machine is still there"))
+	defer cancel()
+	for {
+		m, err := s.theServerless(ctx)
+		if err == nil && m.ID == servedBy(resp) {
+			return fmt.Sprintf("%s instead of %s; %d requests during the update, none failed", m.Name, old.Name, answered), nil
+		}
+		// The newer one removes the older once that is idle; requests make it look.
+		if _, _, getErr := s.get(ctx, oneReceipt); getErr != nil {
+			return "", getErr
+		}
+		if pauseErr := instance.Pause(ctx, 500*time.Millisecond); pauseErr != nil {
+			return "", errors.Join(pauseErr, err)
+		}
+	}
+}
+
+func (s *Story) updateAll(ctx context.Context, ref string) error {
+	list, err := s.api.List(ctx, s.app, machines.ListOptions{})
+	if err != nil {
+		return err
+	}
+	for _, m := range list {
+		if strings.HasPrefix(m.Name, "web-") {
+			if _, err := s.CLI(ctx, "machine", "update", m.ID, "--app", s.app, "--image", ref); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// changedSource copies what the store is built from and changes one word of it.
+func (s *Story) changedSource(dir string) error {
+	for _, part := range []string{"go.mod", "go.sum", "machines", "serverless", "examples"} {
+		from := filepath.Join(s.Source, part)
+		fi, err := os.Stat(from)
+		if err != nil {
+			return err
+		}
+		if fi.IsDir() {
+			err = os.CopyFS(filepath.Join(dir, part), os.DirFS(from))
+		} else {
+			err = copyFile(from, filepath.Join(dir, part))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	var changed bool
+	err := filepath.WalkDir(filepath.Join(dir, "examples", "store"), func(path string, d fs.DirEntry, err error) error {
+		if err != nil || changed || filepath.Ext(path) != ".html" {
+			return err
+		}
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		changed = true
+		return os.WriteFile(path, append(data, "\n<!-- the next release -->\n"...), 0o644)
+	})
+	if err == nil && !changed {
+		err = errors.New("no page of the store was found to change")
+	}
+	return err
+}
+
+func copyFile(from, to string) error {
+	data, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(to, data, 0o644)
+}
+
+// Tell runs the steps and reports each on w as one line with its time. It
+// stops at the first that does not hold.
+func Tell(ctx context.Context, w io.Writer, s *Story) error {
+	steps := Steps()
+	for i, step := range steps {
+		start := time.Now()
+		seen, err := step.Run(ctx, s)
+		took := time.Since(start).Round(10 * time.Millisecond)
+		if err != nil {
+			fmt.Fprintf(w, "FAIL %2d/%d %7s  %s\n", i+1, len(steps), took, step.Name)
+			return fmt.Errorf("%s: %w", step.Name, err)
+		}
+		fmt.Fprintf(w, "ok   %2d/%d %7s  %s: %s\n", i+1, len(steps), took, step.Name, seen)
+	}
+	return nil
+}
+
+func plural(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
+}
+
+func first(values ...string) string {
+	for _, v := range values {
+		if v != "" {
+			return v
+		}
+	}
+	return ""
+}
+
+func mb(n int64) float64 { return float64(n) / (1 << 20) }
