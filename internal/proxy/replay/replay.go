@@ -199,7 +199,9 @@ func ParseJSON(body []byte) (*Replay, error) {
 		}
 	}
 	if w.Transform != nil {
-		r.Transform = Transform(*w.Transform)
+		r.Transform = Transform{Path: w.Transform.Path}
+		r.Transform.DeleteHeaders = append(r.Transform.DeleteHeaders, w.Transform.DeleteHeaders...)
+		r.Transform.SetHeaders = append(r.Transform.SetHeaders, w.Transform.SetHeaders...)
 	}
 	return r, r.check()
 }
