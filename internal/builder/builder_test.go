@@ -21,6 +21,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/internal/config"
 	"github.com/roost-run/roost/internal/image"
 	"github.com/roost-run/roost/internal/ipc"
 )
@@ -372,6 +373,50 @@ func TestIdle(t *testing.T) {
 	eventually(t, "the builder to end by itself", func() bool { _, err := os.Stat(h.socket); return errors.Is(err, os.ErrNotExist) })
 	if err := h.stop(); err != nil {
 		t.Errorf("idle end: got %v", err)
+	}
+}
+
+// Run finds everything below its run directory.
+func TestRun(t *testing.T) {
+	t.Parallel()
+	c := config.Default()
+	c.Run, c.Data, c.Domain = t.TempDir(), t.TempDir(), "roost.test"
+	if err := config.WriteEffective(c); err != nil {
+		t.Fatal(err)
+	}
+	s, err := image.Open(t.Context(), image.Options{Root: filepath.Join(c.Data, "images"), Domain: c.Domain})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := ipc.Listen(c.StoreSocket(), 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := s.Serve(ctx, l); err != nil {
+			t.Error(err)
+		}
+	})
+	wg.Go(func() {
+		if err := Run(ctx, c.Run); err != nil {
+			t.Error(err)
+		}
+	})
+	files := map[string]string{"go.mod": goMod, "main.go": "package main\nfunc main() {}\n"}
+	img, err := Build(t.Context(), c.BuilderSocket(), Request{App: "a", Kind: KindGo}, source(t, files), nil)
+	if err != nil {
+		t.Error(err)
+	}
+	if _, err := s.Config(t.Context(), img.Digest); err != nil {
+		t.Error(err)
+	}
+	cancel()
+	wg.Wait()
+	if err := s.Close(); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -10,10 +10,12 @@ import (
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/metadata/boltutil"
 	"github.com/containerd/containerd/v2/pkg/archive/compression"
 	"github.com/containerd/errdefs"
 	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	bolt "go.etcd.io/bbolt"
 
 	root "github.com/roost-run/roost"
 )
@@ -47,13 +49,31 @@ func (s *Store) Protect(ctx context.Context, owner string, digests ...root.Diges
 			return fmt.Errorf("protect for %s: %w", owner, err)
 		}
 	}
-	if _, err := s.leases.Create(ctx, leases.WithID(id), leases.WithLabel(labelOwner, owner)); err != nil && !errdefs.IsAlreadyExists(err) {
-		return fmt.Errorf("protect for %s: %w", owner, err)
+	have, err := s.leases.ListResources(ctx, l)
+	if err == nil && sameResources(have, digests) {
+		return nil // the usual case at a restart: no write
 	}
-	if err := s.setResources(ctx, l, digests); err != nil {
+	// One transaction is one wait for the disk.
+	err = s.db.Update(func(tx *bolt.Tx) error {
+		ctx := boltutil.WithTransaction(ctx, tx)
+		if _, err := s.leases.Create(ctx, leases.WithID(id), leases.WithLabel(labelOwner, owner)); err != nil && !errdefs.IsAlreadyExists(err) {
+			return err
+		}
+		return s.setResources(ctx, l, digests)
+	})
+	if err != nil {
 		return fmt.Errorf("protect for %s: %w", owner, err)
 	}
 	return nil
+}
+
+func sameResources(have []leases.Resource, digests []root.Digest) bool {
+	for _, r := range have {
+		if !slices.Contains(digests, root.Digest(r.ID)) {
+			return false
+		}
+	}
+	return len(have) == len(slices.Compact(slices.Sorted(slices.Values(digests))))
 }
 
 // setResources makes the lease hold exactly digests; it adds before it drops.

@@ -562,3 +562,44 @@ func BenchmarkUnpack(b *testing.B) {
 		}
 	}
 }
+
+func BenchmarkProtect(b *testing.B) {
+	s := open(b, Options{})
+	img := load(b, s, demo)
+	for b.Loop() {
+		if err := s.Protect(b.Context(), "machine/1", img.Digest); err != nil {
+			b.Fatal(err)
+		}
+		if err := s.Protect(b.Context(), "machine/1"); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// Several calls for one key at once make one mount.
+func TestConcurrentMountsOfOneKey(t *testing.T) {
+	t.Parallel()
+	s := open(t, Options{})
+	img := load(t, s, demo)
+	target := filepath.Join(t.TempDir(), "rootfs")
+	var wg sync.WaitGroup
+	for range 6 {
+		wg.Go(func() {
+			if err := s.Mount(t.Context(), "m1", img.Digest, target); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(target))
+	if err != nil || len(mounts) != 1 {
+		t.Fatalf("mounts: got %d, %v", len(mounts), err)
+	}
+	all, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) { return i.Mountpoint != target, false })
+	if err != nil || len(all) != 1 {
+		t.Errorf("mounts at the target: got %d, %v; want one", len(all), err)
+	}
+	if err := os.WriteFile(filepath.Join(target, "f"), nil, 0o644); err != nil {
+		t.Errorf("write: %v", err)
+	}
+}

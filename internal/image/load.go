@@ -54,6 +54,9 @@ func (s *Store) Load(ctx context.Context, r io.Reader, as string) (loaded []root
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
+		if err := full(err); root.KindOf(err) != root.Internal { // also what r itself said
+			return nil, err
+		}
 		return nil, &root.Error{Kind: root.Invalid, Message: "the archive is damaged, or neither an OCI layout nor made by \"docker save\"", Err: err}
 	}
 	entries, err := s.entries(ctx, top)

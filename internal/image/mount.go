@@ -66,6 +66,8 @@ func viewKey(target string) string {
 }
 
 func (s *Store) mount(ctx context.Context, key string, want mountRecord) (err error) {
+	s.keys.Lock(key)
+	defer func() { _ = s.keys.Unlock(key) }() // it is locked
 	s.mu.Lock()
 	have, exists := s.mounts[key]
 	if exists && *have != want {
@@ -81,13 +83,13 @@ func (s *Store) mount(ctx context.Context, key string, want mountRecord) (err er
 			return nil
 		}
 	}
-	s.collecting.RLock() // see the field
-	s.collecting.RUnlock()
+	s.collecting.RLock()   // see the field
+	s.collecting.RUnlock() //nolint:staticcheck // nothing to do meanwhile: only a running collection is waited for
 
 	defer func() {
 		if err != nil {
-			// Nothing is left, whatever became of ctx.
-			err = errors.Join(err, s.Unmount(context.WithoutCancel(ctx), key, want.Target))
+			// Nothing is left.
+			err = errors.Join(err, s.unmount(key, want.Target))
 		}
 	}()
 	chain, err := s.unpacked(ctx, want.Digest)
@@ -194,6 +196,13 @@ func (s *Store) Unmount(_ context.Context, key, target string) error {
 	if !validKey(key) {
 		return fmt.Errorf("unmount: %q cannot be a key", key)
 	}
+	s.keys.Lock(key)
+	defer func() { _ = s.keys.Unlock(key) }() // it is locked
+	return s.unmount(key, target)
+}
+
+// unmount is Unmount by the holder of the key's lock.
+func (s *Store) unmount(key, target string) error {
 	// Until nothing is stacked there: a caller may have mounted things below.
 	for {
 		err := unix.Unmount(target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)

@@ -102,15 +102,20 @@ func (s *Store) Pull(ctx context.Context, reference string, progress func(Progre
 	if err != nil {
 		return root.Image{}, err
 	}
-	defer done()
 	p := &puller{s: s, r: r}
 	p.stage.Store(&stageResolve)
 	stop := p.report(progress)
 	img, err := p.pull(ctx)
 	stop(err == nil)
+	done()
 	if err != nil {
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
+		}
+		if root.IsKind(err, root.Invalid) {
+			// What arrived was wrong: the next pull must not go on from there,
+			// as it does after a lost connection.
+			err = errors.Join(err, s.collectGarbage(context.WithoutCancel(ctx)))
 		}
 		return root.Image{}, fmt.Errorf("pull %s: %w", r, err)
 	}
@@ -282,12 +287,12 @@ func (p *puller) download(ctx context.Context, manifest ocispec.Descriptor) erro
 		g.Go(func() error {
 			ctx, cancel := context.WithCancelCause(ctx)
 			defer cancel(nil)
-			stall := time.AfterFunc(stallTimeout, func() {
-				cancel(root.Errorf(root.Unavailable, "registry %s sent nothing for %s: try again", p.r.domain, stallTimeout))
+			stall := time.AfterFunc(p.s.stall, func() {
+				cancel(root.Errorf(root.Unavailable, "registry %s sent nothing for %s: try again", p.r.domain, p.s.stall))
 			})
 			defer stall.Stop()
 			err := p.fetch(ctx, l, watched{p.fetcher, func(n int) {
-				stall.Reset(stallTimeout)
+				stall.Reset(p.s.stall)
 				p.received.Add(int64(n))
 			}})
 			if err != nil {
@@ -449,7 +454,7 @@ func (p *puller) tags(ctx context.Context) ([]string, error) {
 
 // explain gives what went wrong with a registry a kind and a message.
 func (p *puller) explain(err error) error {
-	if root.KindOf(err) != root.Internal {
+	if err = full(err); root.KindOf(err) != root.Internal {
 		return err
 	}
 	host := p.r.domain

@@ -15,6 +15,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-containerregistry/pkg/registry"
@@ -310,5 +311,88 @@ func TestPullOnce(t *testing.T) {
 		if n != 1 {
 			t.Errorf("blob %s fetched %d times, want once", digest.Digest("sha256:"+d), n)
 		}
+	}
+}
+
+// A connection that delivers nothing more is given up; the next pull goes on
+// where it stopped.
+func TestPullStalls(t *testing.T) {
+	t.Parallel()
+	img := big("stall:1", 7, 1<<20)
+	blobs := img.Blobs(t)
+	var (
+		stall  atomic.Bool
+		ranges = make(chan string, 8) // of the layer's requests; more are not made
+		free   = make(chan struct{})  // closed at the end
+	)
+	h := newHub(t, func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			_, d, _ := strings.Cut(r.URL.Path, "/blobs/")
+			data := blobs.All[digest.Digest(d)]
+			if r.Method != http.MethodGet || len(data) < 1<<20 {
+				next.ServeHTTP(w, r)
+				return
+			}
+			ranges <- r.Header.Get("Range")
+			if !stall.Load() {
+				http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(data))
+				return
+			}
+			w.Header().Set("Content-Length", fmt.Sprint(len(data)))
+			_, _ = w.Write(data[:len(data)/2])
+			_ = http.NewResponseController(w).Flush()
+			select {
+			case <-free:
+			case <-r.Context().Done():
+			}
+		})
+	})
+	t.Cleanup(func() { close(free) })
+	h.push(t, "team/demo", "1", img)
+	s := open(t, Options{})
+	s.stall = 200 * time.Millisecond
+	stall.Store(true)
+	_, err := s.Pull(t.Context(), h.host+"/team/demo:1", nil)
+	if !root.IsKind(err, root.Unavailable) || !strings.Contains(root.MessageOf(err), "sent nothing") {
+		t.Errorf("stalled pull: got %v, want Unavailable", err)
+	}
+	stall.Store(false)
+	if _, err := s.Pull(t.Context(), h.host+"/team/demo:1", nil); err != nil {
+		t.Fatal(err)
+	}
+	<-ranges
+	if got := <-ranges; !strings.HasPrefix(got, "bytes=5") {
+		t.Errorf("second pull asks for range %q, want the second half", got)
+	}
+}
+
+// A registry that sent damaged content once does not spoil the next pull.
+func TestPullAfterDamage(t *testing.T) {
+	t.Parallel()
+	var damage atomic.Bool
+	blobs := demo.Blobs(t)
+	h := newHub(t, func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			_, d, _ := strings.Cut(r.URL.Path, "/blobs/")
+			if data := blobs.All[digest.Digest(d)]; damage.Load() && r.Method == http.MethodGet && data != nil && data[0] == 0x1f {
+				bad := bytes.Clone(data)
+				bad[len(bad)/2] ^= 0xff
+				w.Header().Set("Content-Length", fmt.Sprint(len(bad)))
+				_, _ = w.Write(bad)
+				return
+			}
+			next.ServeHTTP(w, r)
+		})
+	})
+	h.push(t, "team/demo", "1", demo)
+	s := open(t, Options{})
+	damage.Store(true)
+	if _, err := s.Pull(t.Context(), h.host+"/team/demo:1", nil); !root.IsKind(err, root.Invalid) {
+		t.Errorf("damaged: got %v, want Invalid", err)
+	}
+	empty(t, s)
+	damage.Store(false)
+	if _, err := s.Pull(t.Context(), h.host+"/team/demo:1", nil); err != nil {
+		t.Errorf("pull after a damaged one: %v", err)
 	}
 }

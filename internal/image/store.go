@@ -24,9 +24,11 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/containerd/platforms"
+	"github.com/moby/locker"
 	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	bolt "go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
 
 	root "github.com/roost-run/roost"
 )
@@ -94,6 +96,8 @@ type Store struct {
 	leases  leases.Manager
 	images  images.Store
 
+	stall time.Duration // stallTimeout; tests shorten it
+
 	closing context.Context // ends when Close is called
 	close   context.CancelCauseFunc
 	flights sync.WaitGroup // unpacks that run on behalf of several callers
@@ -102,6 +106,8 @@ type Store struct {
 	// through it after they registered what they need, so that either the
 	// collection saw it or they see what the collection took.
 	collecting sync.RWMutex
+
+	keys locker.Locker // by key of a mount: one operation at a time
 
 	mu     sync.Mutex
 	mounts map[string]*mountRecord  // guarded by mu; by key
@@ -131,7 +137,7 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 		return nil, fmt.Errorf("open image store: %w", err)
 	}
 	s := &Store{
-		o: o, log: o.Log,
+		o: o, log: o.Log, stall: stallTimeout,
 		platform: platforms.OnlyStrict(platforms.DefaultSpec()),
 		mounts:   map[string]*mountRecord{},
 		used:     map[string]time.Time{},
@@ -160,7 +166,7 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	}
 	s.overlay, err = overlay.NewSnapshotter(filepath.Join(o.Root, "overlay"))
 	if err != nil {
-		return nil, fmt.Errorf("open snapshots in %s (is the file system fit for overlayfs?): %w", o.Root, err)
+		return nil, &root.Error{Kind: root.Precondition, Message: "the file system of " + o.Root + " cannot hold unpacked images: use ext4, btrfs, or xfs with ftype=1", Err: err}
 	}
 	cleanup = append(cleanup, s.overlay)
 	s.db = metadata.NewDB(s.bolt, blobs, map[string]snapshots.Snapshotter{snapshotter: s.overlay})
@@ -298,6 +304,14 @@ func (s *Store) readJSON(ctx context.Context, desc ocispec.Descriptor, v any) er
 		return &root.Error{Kind: root.Invalid, Message: fmt.Sprintf("%s is not a manifest or config", desc.Digest), Err: err}
 	}
 	return nil
+}
+
+// full gives an error its kind if the disk had no room.
+func full(err error) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return &root.Error{Kind: root.Exhausted, Message: "the disk is full: remove images that are not needed, or enlarge it", Err: err}
+	}
+	return err
 }
 
 // clip keeps hostile input out of messages.

@@ -113,11 +113,8 @@ func (s *Store) unpackLayers(ctx context.Context, d root.Digest) (digest.Digest,
 		if ctx.Err() != nil {
 			return "", context.Cause(ctx)
 		}
-		if root.KindOf(err) != root.Internal {
+		if err := full(err); root.KindOf(err) != root.Internal {
 			return "", err
-		}
-		if errors.Is(err, unix.ENOSPC) {
-			return "", &root.Error{Kind: root.Exhausted, Message: "the disk is full: image " + string(d) + " cannot be unpacked; remove images or raise the disk", Err: err}
 		}
 		return "", &root.Error{Kind: root.Invalid, Message: "image " + string(d) + " cannot be unpacked: a layer is damaged or cannot be stored here", Err: err}
 	}
