@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
@@ -24,6 +25,8 @@ const (
 	machineLink = "eth0" // the machine's end
 	machineMTU  = 1420   // Fly's
 	maxAlias    = 256    // IFALIASZ, with the final zero
+
+	machineGroup = 4280 // the group of the machines' links, in the router's namespace
 )
 
 // Network is a handle on the router that the supervisor made. It is safe for
@@ -301,7 +304,7 @@ func (n *Network) link(p parsed, ns *os.File, inside *netlink.Handle) (near, far
 		}
 	}
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.NumTxQueues, attrs.NumRxQueues = p.Interface, machineMTU, 1, 1
+	attrs.Name, attrs.MTU, attrs.Group, attrs.NumTxQueues, attrs.NumRxQueues = p.Interface, machineMTU, machineGroup, 1, 1
 	v := netlink.NewVeth(attrs)
 	v.PeerName, v.PeerNamespace = machineLink, netlink.NsFd(ns.Fd())
 	v.HardwareAddr, v.PeerHardwareAddr = hardwareAddress(0), hardwareAddress(binary.BigEndian.Uint16(p.four.AsSlice()[2:]))
@@ -448,45 +451,73 @@ func (n *Network) interfaceOf(namespace string) (string, error) {
 	return "", nil
 }
 
-// forbid undoes permit.
+// forbid undoes permit, and empties what packets and the supervisor filled.
+// Each element is added before it is deleted: within one transaction that
+// makes absence no error, which would cost the kernel a grace period.
 func (n *Network) forbid(a Attachment) error {
-	if p, err := a.parse(); err == nil {
-		err := n.nft(func(c *nftables.Conn) error {
-			for set, elements := range n.sets.elements(p) {
-				if err := c.SetDeleteElements(set, elements); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-		if err == nil {
-			return n.forgetTraffic(a.Interface)
-		}
-		if !errors.Is(err, unix.ENOENT) {
-			return err
-		}
+	p, err := a.parse()
+	if err != nil {
+		return n.purge(a.Interface, nil) // all that is known is the name
 	}
-	return n.purge(a.Interface, nil)
-}
-
-// forgetTraffic empties the sets that packets and the supervisor fill.
-func (n *Network) forgetTraffic(iface string) error {
-	for _, set := range []*nftables.Set{n.sets.suspended, n.sets.traffic} {
-		err := n.nft(func(c *nftables.Conn) error {
-			return c.SetDeleteElements(set, []nftables.SetElement{{Key: ifname(iface)}})
-		})
-		if err != nil && !errors.Is(err, unix.ENOENT) {
-			return err
+	err = n.nft(func(c *nftables.Conn) error {
+		gone := n.sets.elements(p)
+		gone[n.sets.suspended] = []nftables.SetElement{{Key: ifname(a.Interface)}}
+		gone[n.sets.traffic] = gone[n.sets.suspended]
+		for set, elements := range gone {
+			if err := errors.Join(c.SetAddElements(set, elements), c.SetDeleteElements(set, elements)); err != nil {
+				return err
+			}
 		}
+		return nil
+	})
+	if err != nil {
+		return n.purge(a.Interface, nil) // it was in another network
 	}
 	return nil
 }
 
+// detachAll takes every machine out. The kernel needs some 30 ms to remove a
+// link and no longer for a group of them.
 func (n *Network) detachAll(ctx context.Context) error {
-	names, err := n.Attachments(ctx)
-	errs := []error{err}
-	for _, name := range names {
-		errs = append(errs, n.Detach(ctx, Attachment{Interface: name}))
+	links, err := n.nl.LinkList()
+	if err != nil {
+		return fmt.Errorf("list the machines' links: %w", err)
+	}
+	var names, namespaces []string
+	for _, l := range links {
+		if _, err := parseInterface(l.Attrs().Name); err != nil {
+			continue
+		}
+		names = append(names, l.Attrs().Name)
+		if strings.HasPrefix(l.Attrs().Alias, "/") {
+			namespaces = append(namespaces, l.Attrs().Alias)
+		}
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	errs := []error{within(n.ns, func() error {
+		req := nl.NewNetlinkRequest(unix.RTM_DELLINK, unix.NLM_F_ACK)
+		req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+		req.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(machineGroup)))
+		if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil && !errors.Is(err, unix.ENODEV) {
+			return fmt.Errorf("remove the machines' links: %w", err)
+		}
+		return nil
+	})}
+	errs = append(errs, n.nft(func(c *nftables.Conn) error {
+		for _, set := range n.sets.all() {
+			c.FlushSet(set)
+		}
+		return nil
+	}))
+	for _, path := range namespaces {
+		errs = append(errs, removeNamespace(path))
+	}
+	for _, name := range names { // whatever is left of them
+		if l, err := linkByName(n.nl, name); err != nil || l != nil {
+			errs = append(errs, err, n.Detach(ctx, Attachment{Interface: name}))
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -106,7 +106,7 @@ func TestCloseLeavesTheHostAsItWas(t *testing.T) {
 	}))
 	before := state(t, w.host, volatile)
 	w.open()
-	m := w.attach(1, 7)
+	m, other := w.attach(1, 7), w.attach(2, 8)
 	serve(t, w.internet, 9000)
 	reaches(t, "internet", m.ns, "tcp", at(internet4, 9000), hostPublic4)
 	if during := state(t, w.host, volatile); cmp.Equal(before, during) {
@@ -116,9 +116,14 @@ func TestCloseLeavesTheHostAsItWas(t *testing.T) {
 	if diff := cmp.Diff(before, state(t, w.host, volatile)); diff != "" {
 		t.Errorf("host after Close (-before +after):\n%s", diff)
 	}
-	for _, path := range []string{w.o.Namespace, w.o.HostNamespace, m.Namespace} {
+	for _, path := range []string{w.o.Namespace, w.o.HostNamespace, m.Namespace, other.Namespace} {
 		if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("%s after Close: got %v, want it gone", path, err)
+		}
+	}
+	for _, m := range []*machine{m, other} {
+		if l, err := linkByName(handle(t, m.ns), machineLink); err != nil || l != nil {
+			t.Errorf("the machine's link after Close: got %v, %v, want none", l, err)
 		}
 	}
 }
