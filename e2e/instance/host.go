@@ -141,7 +141,7 @@ const settle = 15 * time.Second
 
 // CheckRestored compares the host with the state before, waiting for what the
 // kernel removes late. It reports every difference. Where other programs work
-// on the host meanwhile (ROOST_E2E_SHARED_HOST=1), only differences that carry
+// on the host meanwhile (E2E_SHARED_HOST=1), only differences that carry
 // one of the marks count.
 func CheckRestored(ctx context.Context, before HostState, marks []string, dirs ...string) error {
 	deadline := time.Now().Add(settle)
@@ -151,7 +151,7 @@ func CheckRestored(ctx context.Context, before HostState, marks []string, dirs .
 			return err
 		}
 		diff := before.diff(after)
-		if os.Getenv("ROOST_E2E_SHARED_HOST") == "1" {
+		if os.Getenv("E2E_SHARED_HOST") == "1" {
 			diff = slices.DeleteFunc(diff, func(line string) bool {
 				return !slices.ContainsFunc(marks, func(m string) bool { return strings.Contains(line, m) })
 			})

@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -101,6 +102,7 @@ func (in *Instance) Serve(ctx context.Context) error {
 	in.cmd = exec.Command(in.Binary, args...) //nolint:noctx // outlives the step that starts it; Close ends it
 	in.cmd.Stdout, in.cmd.Stderr = in.log, in.log
 	in.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	in.cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "ROOST_") })
 	if err := in.cmd.Start(); err != nil {
 		return err
 	}
@@ -143,20 +145,29 @@ func (in *Instance) exitError() error {
 	return in.exitErr
 }
 
-// LogTail returns the last lines of the platform's log.
+func (in *Instance) running() bool {
+	select {
+	case <-in.exited:
+		return false
+	default:
+		return true
+	}
+}
+
+// LogTail returns the last lines of the platform's log, without the access log.
 func (in *Instance) LogTail(lines int) string {
 	data, err := os.ReadFile(in.LogFile())
 	if err != nil {
 		return err.Error()
 	}
-	all := strings.Split(strings.TrimRight(string(data), "\n"), "\n")
+	all := slices.DeleteFunc(strings.Split(strings.TrimRight(string(data), "\n"), "\n"), func(line string) bool { return strings.HasPrefix(line, "{") })
 	return strings.Join(all[max(0, len(all)-lines):], "\n")
 }
 
 // Close stops the machines and the platform and removes the directory.
 func (in *Instance) Close(ctx context.Context) error {
 	var err error
-	if in.cmd != nil && in.cmd.Process != nil {
+	if in.cmd != nil && in.cmd.Process != nil && in.running() {
 		ctx, cancel := context.WithTimeout(ctx, time.Minute)
 		defer cancel()
 		if _, stopErr := in.CLI(ctx, "server", "stop", "--machines", "--run", in.Run()); stopErr != nil {

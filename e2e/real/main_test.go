@@ -1,0 +1,231 @@
+// Package real tests a running Roost from outside, on real machines: what a
+// user can do wrong, and what the proxy, the network and the API promise. All
+// tests share one instance; each makes apps of its own.
+package real
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/roost-run/roost/e2e/instance"
+	"github.com/roost-run/roost/machines"
+)
+
+// in is the instance that all tests share; probe is the reference of the
+// probe's image.
+var in *instance.Instance
+
+const probe = "registry.localhost/probe:latest"
+
+func TestMain(m *testing.M) {
+	code, err := run(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "e2e/real:", err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+func run(m *testing.M) (code int, err error) {
+	if os.Getuid() != 0 {
+		return 1, errors.New("these tests need root: machines need namespaces, mounts and control groups")
+	}
+	ctx := context.Background()
+	before, err := instance.ReadHost(ctx)
+	if err != nil {
+		return 1, err
+	}
+	binary, err := filepath.Abs("../../bin/roost")
+	if err != nil {
+		return 1, err
+	}
+	in, err = instance.Start(ctx, binary, "--reclaim-after=1s", "--swap=file:1GB", "--hold-timeout=20s")
+	if err != nil {
+		return 1, err
+	}
+	defer func() {
+		err = errors.Join(err, in.Close(ctx))
+		if err == nil {
+			err = instance.CheckRestored(ctx, before, in.Marks(), in.Dir)
+		}
+	}()
+	archive := filepath.Join(in.Dir, "probe.tar")
+	if err := instance.BuildArchive(ctx, "./probe", probe, archive); err != nil {
+		return 1, err
+	}
+	if _, err := in.CLI(ctx, "image", "load", archive); err != nil {
+		return 1, err
+	}
+	code = m.Run()
+	if code != 0 {
+		fmt.Fprintf(os.Stderr, "the platform's last words:\n%s\n", in.LogTail(20))
+	}
+	return code, nil
+}
+
+// admin calls the API as root on the host: through the socket, without token.
+func admin() *machines.Client {
+	return machines.New(machines.Options{BaseURL: "unix://" + filepath.Join(in.Run(), "api.sock")})
+}
+
+var apps atomic.Int64
+
+// newApp makes an app that goes with the test, and returns its name.
+func newApp(t *testing.T, request ...machines.CreateAppRequest) string {
+	t.Helper()
+	r := machines.CreateAppRequest{OrgSlug: "personal"}
+	if len(request) > 0 {
+		r = request[0]
+	}
+	r.Name = fmt.Sprintf("app-%d", apps.Add(1))
+	if _, err := admin().CreateApp(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := admin().DeleteApp(context.WithoutCancel(t.Context()), r.Name, true); err != nil {
+			t.Errorf("delete app %s: %v", r.Name, err)
+		}
+	})
+	return r.Name
+}
+
+// web is a config of the probe that serves on port 80.
+func web() machines.Config {
+	return machines.Config{
+		Image: probe,
+		Services: []machines.Service{{
+			Protocol: "tcp", InternalPort: 8080, Ports: []machines.Port{{Port: 80, Handlers: []string{"http"}}},
+			Concurrency: &machines.Concurrency{Type: "requests"},
+		}},
+	}
+}
+
+// start makes a machine and waits until it runs.
+func start(t *testing.T, app string, config machines.Config) *machines.Machine {
+	t.Helper()
+	m, err := admin().Create(t.Context(), app, machines.CreateRequest{Config: config})
+	if err != nil {
+		t.Fatal(err)
+	}
+	await(t, app, m.ID, machines.StateStarted)
+	return m
+}
+
+// await waits until a machine is in a state.
+func await(t *testing.T, app, id string, want machines.State) {
+	t.Helper()
+	if _, err := admin().Wait(t.Context(), app, id, machines.WaitOptions{State: want, Timeout: 30 * time.Second}); err != nil {
+		m, getErr := admin().Get(t.Context(), app, id)
+		t.Fatalf("machine %s is not %s: %v (%+v, %v)", id, want, err, m, getErr)
+	}
+}
+
+var transport = &http.Transport{MaxIdleConnsPerHost: 100, DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+	var d net.Dialer
+	return d.DialContext(ctx, network, in.Edge)
+}}
+
+// answer is a response with its body read.
+type answer struct {
+	*http.Response
+	Text string
+}
+
+// request asks an app through the edge; header is names and values in turn.
+func request(t *testing.T, method, app, path string, body io.Reader, header ...string) answer {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, "http://"+app+".localhost"+path, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; i+1 < len(header); i += 2 {
+		req.Header.Set(header[i], header[i+1])
+	}
+	hc := &http.Client{Transport: transport, Timeout: instance.RequestTimeout}
+	resp, err := hc.Do(req)
+	if err != nil {
+		t.Fatalf("%s %s%s: %v", method, app, path, err)
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatalf("%s %s%s: body: %v", method, app, path, err)
+	}
+	return answer{resp, string(data)}
+}
+
+func get(t *testing.T, app, path string, header ...string) answer {
+	t.Helper()
+	return request(t, http.MethodGet, app, path, nil, header...)
+}
+
+// echo is what the probe says of a request (see probe/main.go).
+type echo struct {
+	Machine string
+	Method  string
+	URI     string
+	Host    string
+	Header  http.Header
+	Body    int64
+	Number  int64
+}
+
+func (a answer) echo(t *testing.T) echo {
+	t.Helper()
+	var e echo
+	if a.StatusCode != http.StatusOK {
+		t.Fatalf("status %d, Roost-Error %q: %.500s", a.StatusCode, a.Header.Get("Roost-Error"), a.Text)
+	}
+	if err := json.Unmarshal([]byte(a.Text), &e); err != nil {
+		t.Fatalf("not an echo: %v: %.200s", err, a.Text)
+	}
+	return e
+}
+
+// wantText fails unless text has every one of the parts.
+func wantText(t *testing.T, text string, parts ...string) {
+	t.Helper()
+	for _, p := range parts {
+		if !strings.Contains(text, p) {
+			t.Errorf("the text does not say %q:\n%s", p, text)
+		}
+	}
+}
+
+// raw sends a request body as it is and returns status and body.
+func raw(t *testing.T, method, path, token, body string) (int, string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, in.API+path, bytes.NewBufferString(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
+	hc := &http.Client{Timeout: time.Minute, Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := hc.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if resp.Header.Get("Fly-Request-Id") == "" {
+		t.Errorf("%s %s: no fly-request-id", method, path)
+	}
+	return resp.StatusCode, string(data)
+}
