@@ -42,6 +42,8 @@ const (
 	// freezeTimeout is for processes inside a system call that cannot be
 	// interrupted, such as a read from a network file system.
 	freezeTimeout = 5 * time.Second
+	// oomSettle is how long after its announcement a kill for memory is counted.
+	oomSettle = 200 * time.Millisecond
 	// removeTimeout is for the kernel to let go of killed processes.
 	removeTimeout = 2 * time.Second
 
@@ -194,7 +196,7 @@ func (p *Parent) Freeze(id string) error {
 			err := p.h.setFrozen(name, false)
 			return errors.Join(root.Errorf(root.Unavailable, "container %s did not stand still within %s: a process is inside a system call that cannot be interrupted", id, freezeTimeout), err)
 		}
-		time.Sleep(wait)
+		pause(wait)
 		// Version 1 gives up on tasks that were being forked: ask again.
 		if err := p.h.setFrozen(name, true); err != nil {
 			return p.wrap("freeze", id, err)
@@ -280,16 +282,26 @@ func (p *Parent) WatchOOM(ctx context.Context, id string, f func(kills uint64)) 
 	name := p.Path(id)
 	file, control := p.h.oomEvents(name)
 	last := uint64(0)
-	err := watch(ctx, file, control, func() error {
+	look := func() (changed bool, err error) {
 		kills, err := p.h.oomKills(name)
-		if err != nil {
-			return err
+		if err != nil || kills == last {
+			return false, err
 		}
-		if kills != last {
-			last = kills
-			f(kills)
+		last = kills
+		f(kills)
+		return true, nil
+	}
+	if _, err := look(); err != nil {
+		return p.wrap("watch", id, err)
+	}
+	err := watch(ctx, file, control, func() error {
+		// Version 1 tells before it kills.
+		for end := time.Now().Add(oomSettle); ; pause(time.Millisecond) {
+			changed, err := look()
+			if err != nil || changed || time.Now().After(end) || ctx.Err() != nil {
+				return err
+			}
 		}
-		return nil
 	})
 	if gone(err) {
 		return nil
@@ -421,9 +433,13 @@ func removeDir(dir string) error {
 		case !errors.Is(err, syscall.EBUSY) || time.Now().After(deadline):
 			return &fs.PathError{Op: "rmdir", Path: dir, Err: err}
 		}
-		time.Sleep(wait)
+		pause(wait)
 	}
 }
+
+// pause is between two looks at the kernel, where there is no event to wait
+// for and the waiting is bounded and short.
+func pause(d time.Duration) { <-time.After(d) }
 
 func subdirs(dir string) ([]string, error) {
 	entries, err := os.ReadDir(dir)
@@ -451,4 +467,15 @@ func hostAvailable() (root.Bytes, error) {
 		}
 	}
 	return 0, errors.New("/proc/meminfo has no MemAvailable")
+}
+
+// ignoreMissing: a kernel without swap accounting has no file for it.
+func ignoreMissing(err error, dir string) error {
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if _, serr := os.Stat(dir); serr != nil {
+		return serr
+	}
+	return nil
 }

@@ -2,8 +2,6 @@ package cgroup
 
 import (
 	"errors"
-	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -180,15 +178,4 @@ func number(b root.Bytes) string {
 		return "-1"
 	}
 	return strconv.FormatInt(int64(b), 10)
-}
-
-// ignoreMissing: a kernel without swap accounting has no file for it.
-func ignoreMissing(err error, dir string) error {
-	if !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	if _, serr := os.Stat(dir); serr != nil {
-		return fmt.Errorf("limit swap: %w", serr)
-	}
-	return nil
 }

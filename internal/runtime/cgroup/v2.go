@@ -85,7 +85,8 @@ func (h v2) allowSwap(name string, l limits, on bool) error {
 	if on {
 		limit = unlimited
 	}
-	return writeFile(h.file(name, "memory.swap.max"), numberOrMax(limit))
+	err := writeFile(h.file(name, "memory.swap.max"), numberOrMax(limit))
+	return ignoreMissing(err, h.dir(name))
 }
 
 func (h v2) setFrozen(name string, on bool) error {

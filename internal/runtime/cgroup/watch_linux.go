@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// watch calls f once, and again at every event on file, until ctx ends or f
-// fails. With a control file the kernel is asked to count events into an
+// watch calls f when it begins to watch, and at every event on file, until ctx
+// ends or f fails. With a control file the kernel is asked to count events into an
 // eventfd (version 1), else the file's changes are watched (version 2).
 func watch(ctx context.Context, file, control string, f func() error) (err error) {
 	var events *os.File

@@ -14,6 +14,7 @@ import (
 	"syscall"
 
 	gorunc "github.com/containerd/go-runc"
+	"golang.org/x/sys/unix"
 
 	root "github.com/roost-run/roost"
 )
@@ -115,7 +116,13 @@ func (s stdio) or(f *os.File) stdio {
 	return s
 }
 
+// Set implements go-runc's IO. The streams are made blocking, which is a
+// property that both ends of a descriptor's copies share: an app that prints
+// does not expect to be told to try again.
 func (s stdio) Set(cmd *exec.Cmd) {
+	for _, f := range []*os.File{s.in, s.out, s.err} {
+		_ = unix.SetNonblock(int(f.Fd()), false) // if it is closed, starting fails
+	}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = s.in, s.out, s.err
 	if s.tty {
 		// The runtime passes on the changes of the window's size that only the

@@ -325,6 +325,10 @@ func (d *Driver) List(ctx context.Context) ([]runtime.Existing, error) {
 			found, err = r.List(ctx)
 			return err
 		})
+		if root.IsKind(err, root.Precondition) { // it ran nothing, or was uninstalled: the others matter
+			d.o.Log.WarnContext(ctx, "containers of a missing runtime not listed", "runtime", binary, "err", err)
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}

@@ -340,7 +340,7 @@ func (f *Fake) stop(id string, on bool) error {
 			return err
 		}
 	}
-	for end := time.Now().Add(deadline); on && !n.still(); time.Sleep(100 * time.Microsecond) {
+	for end := time.Now().Add(deadline); on && !n.still(); pause() {
 		if time.Now().After(end) {
 			return root.Errorf(root.Unavailable, "container %s did not stand still", id)
 		}
@@ -438,6 +438,7 @@ func fdOr(f, otherwise *os.File) uintptr {
 	if f == nil {
 		f = otherwise
 	}
+	_ = unix.SetNonblock(int(f.Fd()), false) // if it is closed, starting fails
 	return f.Fd()
 }
 

@@ -89,6 +89,7 @@ func Suite(t *testing.T, newFixture func(t *testing.T) Fixture) {
 	for name, test := range map[string]func(*testing.T, *harness){
 		"Lifecycle":        testLifecycle,
 		"Output":           testOutput,
+		"Blocking":         testBlocking,
 		"Signal":           testSignal,
 		"SignalAll":        testSignalAll,
 		"Exec":             testExec,
@@ -191,12 +192,15 @@ func (i *instance) wait(want int) {
 // eventually polls until f is true.
 func eventually(t *testing.T, what string, f func() bool) {
 	t.Helper()
-	for end := time.Now().Add(deadline); !f(); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(deadline); !f(); pause() {
 		if time.Now().After(end) {
 			t.Fatalf("%s: not within %s", what, deadline)
 		}
 	}
 }
+
+// pause is between two looks at something that gives no event.
+func pause() { <-time.After(2 * time.Millisecond) }
 
 func wantKind(t *testing.T, what string, err error, want root.Kind) {
 	t.Helper()
@@ -235,6 +239,30 @@ func testOutput(t *testing.T, h *harness) {
 	out, err := io.ReadAll(i.out)
 	if err != nil || string(out) != "line 0\nline 1\nline 2\n" {
 		t.Errorf("output: got %q, %v", out, err)
+	}
+}
+
+func testBlocking(t *testing.T, h *harness) {
+	c := h.Bundle(t, Rootfs(t, h.payload), []string{"/payload", "blocking"}, 64*root.MiB)
+	fds := make([]int, 2)
+	if err := syscall.Pipe2(fds, syscall.O_NONBLOCK|syscall.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	r, w := os.NewFile(uintptr(fds[0]), "r"), os.NewFile(uintptr(fds[1]), "w")
+	defer r.Close()
+	c.Stdin, c.Stdout, c.Stderr = w, w, w
+	pid, err := h.Driver.Create(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := &instance{harness: h, id: c.ID, pid: pid, out: r}
+	i.start()
+	i.wait(0)
+	if err := errors.Join(w.Close(), h.Driver.Delete(t.Context(), c.ID, true)); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := io.ReadAll(r); err != nil || string(out) != "true\ntrue\ntrue\n" {
+		t.Errorf("blocking: got %q, %v, want all true", out, err)
 	}
 }
 
@@ -373,7 +401,7 @@ func testFreeze(t *testing.T, h *harness) {
 		}
 	}
 	frozen := i.count()
-	for end := time.Now().Add(50 * time.Millisecond); time.Now().Before(end); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(50 * time.Millisecond); time.Now().Before(end); pause() {
 		if got := i.count(); got != frozen {
 			t.Fatalf("progress while frozen: from %s to %s", frozen, got)
 		}

@@ -21,6 +21,8 @@ import (
 //	child           print ready after starting a process of its own that waits
 //	sleep           print ready and wait for ever
 //	print ENV...    print the working directory, user and group, and variables
+//	cat FILE...     print files
+//	blocking        print whether each standard stream blocks
 //	lines N         print N numbered lines
 //	echo            copy the standard input to the standard output
 func main() {
@@ -72,6 +74,21 @@ func main() {
 		fmt.Println(dir, os.Getuid(), os.Getgid())
 		for _, k := range os.Args[2:] {
 			fmt.Println(k + "=" + os.Getenv(k))
+		}
+	case "cat":
+		for _, name := range os.Args[2:] {
+			data, err := os.ReadFile(name)
+			check(err)
+			_, err = os.Stdout.Write(data)
+			check(err)
+		}
+	case "blocking":
+		for fd := range 3 {
+			flags, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(fd), syscall.F_GETFL, 0)
+			if errno != 0 {
+				check(errno)
+			}
+			fmt.Println(flags&syscall.O_NONBLOCK == 0)
 		}
 	case "lines":
 		for i := range number(arg(1)) {
