@@ -3,4 +3,4 @@ package serverless
 import "time"
 
 // SetPauses shortens the pauses for tests.
-func (s *Serverless) SetPauses(sweep time.Duration) { s.pool.sweep = sweep }
+func (s *Serverless) SetPauses(sweep, fresh time.Duration) { s.pool.sweep, s.pool.fresh = sweep, fresh }

@@ -166,6 +166,12 @@ func (p *platform) set(name string, state machines.State) {
 	}
 }
 
+func (p *platform) remove(id string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.machines, id)
+}
+
 // options are those of a process on the machine.
 func (p *platform) options(m *machines.Machine, digest string, isServerless bool) serverless.Options {
 	env := map[string]string{"FLY_APP_NAME": "shop", "FLY_MACHINE_ID": m.ID, "FLY_IMAGE_REF": image + digest}

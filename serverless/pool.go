@@ -24,11 +24,15 @@ const (
 
 	// flightTimeout bounds one search or creation: it includes a pull.
 	flightTimeout = 2 * time.Minute
-	// freshFor is how long a found machine is used unseen. A replay to one
-	// that is gone comes back, so this only bounds how long that can go on.
-	freshFor = time.Minute
-	// failedFor is how long after a failure requests are served locally at
-	// once: an API that is down must not make each of them wait.
+	// freshFor is how long a machine that was looked at is used unseen. A
+	// replay to one that is gone comes back and may not be replayed again, so
+	// such a request has to be served locally.
+	freshFor = 250 * time.Millisecond
+	// checkWait is how long a request waits for a second look at a machine
+	// that is known: the proxy reaches it whether the API answers or not.
+	checkWait = 100 * time.Millisecond
+	// failedFor is how long the API is left alone after a failure: one that is
+	// down must not make each request wait.
 	failedFor = 5 * time.Second
 	// pollEvery is the pause between looks at a machine that another process
 	// has just made.
@@ -46,6 +50,7 @@ type pool struct {
 	change func(*machines.Config)
 	log    *slog.Logger
 	sweep  time.Duration // the first pause
+	fresh  time.Duration
 
 	background context.Context // ends with close; flights and the sweeper run in it
 	cancel     context.CancelFunc
@@ -73,7 +78,7 @@ type flight struct {
 func newPool(o Options, self identity) *pool {
 	ctx, cancel := context.WithCancel(context.Background())
 	return &pool{
-		client: o.Client, self: self, log: o.Logger, sweep: sweepFirst, background: ctx, cancel: cancel,
+		client: o.Client, self: self, log: o.Logger, sweep: sweepFirst, fresh: freshFor, background: ctx, cancel: cancel,
 		change: func(c *machines.Config) {
 			maps.Copy(c.Env, o.Env)
 			if o.Guest != nil {
@@ -109,56 +114,93 @@ func (p *pool) forget() {
 }
 
 // machine returns the id of the serverless machine. One search is under way
-// at a time; a machine that is known is returned while it is looked at again.
+// at a time, and all requests wait for it; but one that is known is returned
+// after checkWait, and at once while the API is left alone.
 func (p *pool) machine(ctx context.Context) (string, error) {
 	p.mu.Lock()
 	now := time.Now()
-	if p.id == "" && p.flight == nil && p.err != nil && now.Sub(p.failed) < failedFor {
+	id, f := p.id, p.flight
+	alone := p.err != nil && now.Sub(p.failed) < failedFor
+	switch {
+	case id != "" && (alone || now.Sub(p.seen) < p.fresh):
+		p.mu.Unlock()
+		return id, nil
+	case f == nil && alone:
 		defer p.mu.Unlock()
 		return "", p.err
-	}
-	f := p.flight
-	if f == nil && (p.id == "" || now.Sub(p.seen) >= freshFor) && !p.closed {
+	case f == nil && p.closed:
+		p.mu.Unlock()
+		return "", errors.New("the app is shutting down")
+	case f == nil:
 		f = &flight{done: make(chan struct{})}
 		p.flight = f
-		p.running.Go(func() { p.run(f) })
+		p.running.Go(func() { p.run(f, id) })
 	}
-	id := p.id
 	p.mu.Unlock()
-	switch {
-	case id != "":
-		return id, nil
-	case f == nil:
-		return "", errors.New("the app is shutting down")
+	var enough <-chan time.Time
+	if id != "" {
+		timer := time.NewTimer(checkWait)
+		defer timer.Stop()
+		enough = timer.C
 	}
 	select {
 	case <-f.done:
 		return f.id, f.err
+	case <-enough:
+		return id, nil
 	case <-ctx.Done():
 		return "", context.Cause(ctx)
 	}
 }
 
-// run is one search.
-func (p *pool) run(f *flight) {
+// run is one search; known is the machine of the last one, or "".
+func (p *pool) run(f *flight, known string) {
 	ctx, cancel := context.WithTimeout(p.background, flightTimeout)
 	defer cancel()
-	m, leftovers, err := p.ensure(ctx)
+	name, leftovers, err := "", false, error(nil)
+	f.id, name, err = p.look(ctx, known)
+	if err == nil && f.id == "" {
+		var m *machines.Machine
+		if m, leftovers, err = p.ensure(ctx); err == nil {
+			f.id, name = m.ID, m.Name
+		}
+	}
 	p.mu.Lock()
 	p.flight = nil
-	if f.err = err; err == nil {
-		f.id = m.ID
-		p.id, p.name, p.seen, p.err = m.ID, m.Name, time.Now(), nil
-	} else {
-		p.id, p.err, p.failed = "", err, time.Now()
+	p.err = err
+	switch {
+	case err == nil:
+		p.id, p.name, p.seen = f.id, name, time.Now()
+	case known != "" && p.id == known:
+		// Not the machine failed but the question. If it is gone, the replay
+		// comes back and says so.
+		f.id, p.failed = known, time.Now()
+	default:
+		f.err, p.failed = err, time.Now()
 	}
-	start := err == nil && leftovers && !p.sweeping && !p.closed
-	if start {
+	if err == nil && leftovers && !p.sweeping && !p.closed {
 		p.sweeping = true
 		p.running.Go(p.sweepOlder)
 	}
 	p.mu.Unlock()
 	close(f.done)
+}
+
+// look says whether the machine that is known is still there: its id, or "".
+func (p *pool) look(ctx context.Context, known string) (id, name string, err error) {
+	if known == "" {
+		return "", "", nil
+	}
+	m, err := p.client.Get(ctx, p.self.app, known)
+	switch {
+	case machines.StatusOf(err) == http.StatusNotFound:
+		return "", "", nil
+	case err != nil:
+		return "", "", err
+	case m.State.Gone() || broken(m.State):
+		return "", "", nil
+	}
+	return m.ID, m.Name, nil
 }
 
 // ensure finds the machine or makes it. leftovers says that there are

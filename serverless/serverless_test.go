@@ -82,7 +82,7 @@ func TestOneMachine(t *testing.T) {
 	if by = slices.Compact(by); len(by) != 1 || len(p.created) != 1 {
 		t.Errorf("answered by %q, %d machines made, want one", by, len(p.created))
 	}
-	if p.calls > 12 {
+	if p.calls > 30 {
 		t.Errorf("the API was called %d times for 100 requests of two processes", p.calls)
 	}
 }
@@ -167,15 +167,46 @@ func TestFailureIsRemembered(t *testing.T) {
 	}
 }
 
-// TestGone: somebody removed the machine; the request is served locally and
-// the next one has a new machine.
-func TestGone(t *testing.T) {
+// TestKnownMachineOutlivesAPI: requests go on to a machine that is known while
+// the API is away, and do not ask it each time.
+func TestKnownMachineOutlivesAPI(t *testing.T) {
 	p := newPlatform(t)
-	_, app := p.start(t, "web-1", digestA, nil)
+	s, app := p.start(t, "web-1", digestA, nil)
+	s.SetPauses(0, 0)
 	made := p.ask(t, app, "GET", "/receipts", "").Header().Get(serverless.HeaderMachine)
 	p.mu.Lock()
-	delete(p.machines, made)
+	p.broken, p.calls = true, 0
 	p.mu.Unlock()
+	for range 10 {
+		if w := p.ask(t, app, "GET", "/receipts", ""); w.Header().Get(serverless.HeaderMachine) != made {
+			t.Errorf("answered by %q (fallback %q), want %s", w.Header().Get(serverless.HeaderMachine), w.Header().Get(serverless.HeaderFallback), made)
+		}
+	}
+	if p.calls != 1 {
+		t.Errorf("the API was called %d times, want 1", p.calls)
+	}
+}
+
+// TestGone: somebody removed the machine; the next request makes another one.
+func TestGone(t *testing.T) {
+	p := newPlatform(t)
+	s, app := p.start(t, "web-1", digestA, nil)
+	s.SetPauses(0, 0)
+	made := p.ask(t, app, "GET", "/receipts", "").Header().Get(serverless.HeaderMachine)
+	p.remove(made)
+	w := p.ask(t, app, "GET", "/receipts", "")
+	if again := w.Header().Get(serverless.HeaderMachine); again == "" || again == made || len(p.created) != 2 {
+		t.Errorf("answered by %q (fallback %q), %d machines made, want a second one", again, w.Header().Get(serverless.HeaderFallback), len(p.created))
+	}
+}
+
+// TestGoneThisMoment: the machine was there a moment ago; the request is
+// served locally and the next one has a new machine.
+func TestGoneThisMoment(t *testing.T) {
+	p := newPlatform(t)
+	s, app := p.start(t, "web-1", digestA, nil)
+	s.SetPauses(0, time.Hour)
+	p.remove(p.ask(t, app, "GET", "/receipts", "").Header().Get(serverless.HeaderMachine))
 	if w := p.ask(t, app, "GET", "/receipts", ""); w.Code != 200 || w.Header().Get(serverless.HeaderFallback) != "replay failed: no_candidate" {
 		t.Errorf("after it was removed: got %d, fallback %q", w.Code, w.Header().Get(serverless.HeaderFallback))
 	}
@@ -203,7 +234,7 @@ func TestOlderIsRemoved(t *testing.T) {
 		t.Fatalf("no serverless machine: %q", w.Header().Get(serverless.HeaderFallback))
 	}
 	s, fresh := p.start(t, "web-2", digestB, nil)
-	s.SetPauses(time.Millisecond)
+	s.SetPauses(time.Millisecond, 0)
 	p.program = nil
 	rounds := func(n int) { // waits until the newer one has looked n times
 		t.Helper()

@@ -5,8 +5,11 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
+	"flag"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -18,15 +21,45 @@ import (
 	"github.com/roost-run/roost/serverless"
 )
 
+// countStatus is the exit status of -count: an unusual one, to see that it
+// arrives where the command was asked for.
+const countStatus = 3
+
 func main() {
+	count := flag.Bool("count", false, fmt.Sprintf("print how many purchases there are and exit with status %d", countStatus))
+	flag.Parse()
 	log := slog.New(slog.NewTextHandler(os.Stdout, nil))
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
+	if *count {
+		status := countStatus
+		if err := printCount(ctx, os.Stdout); err != nil {
+			log.Error("count ended", "err", err)
+			status = 1
+		}
+		stop()
+		os.Exit(status)
+	}
 	if err := run(ctx, os.Getenv, log, func(net.Addr) {}); err != nil {
 		log.Error("store ended", "err", err)
 		stop()
 		os.Exit(1)
 	}
+}
+
+// printCount is a one-off command: it runs on a machine of its own.
+func printCount(ctx context.Context, w io.Writer) error {
+	store, err := openStore(ctx)
+	if err != nil {
+		return err
+	}
+	defer store.close()
+	n, err := store.count(ctx)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(w, "%d purchases\n", n)
+	return err
 }
 
 // drainTimeout is how long requests may still take when the machine stops; it
@@ -58,7 +91,7 @@ func run(ctx context.Context, getenv func(string) string, log *slog.Logger, list
 		machine = "local"
 	}
 	server := &http.Server{
-		Handler:           sl.Wrap(newSite(store, machine, log)),
+		Handler:           sl.Wrap(newSite(store, machine, rand.Text(), log)),
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute, // longer than the proxy keeps a connection
 	}
@@ -93,7 +126,7 @@ func serverlessOptions(getenv func(string) string, log *slog.Logger) (serverless
 		Logger: log,
 		Getenv: getenv,
 	}
-	for name, field := range map[string]*time.Duration{"SERVERLESS_IDLE_STOP": &o.IdleStop, "SERVERLESS_SUSPEND_FOR": &o.SuspendFor} {
+	for name, field := range map[string]*time.Duration{"SERVERLESS_STOP_AFTER": &o.IdleStop, "SERVERLESS_SUSPEND_FOR": &o.SuspendFor} {
 		value := getenv(name)
 		if value == "" {
 			continue

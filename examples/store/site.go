@@ -18,7 +18,7 @@ var assets embed.FS
 // site is the store's pages and documents.
 type site struct {
 	store   *store
-	machine string // which answers, shown in the header Store-Machine and on every page
+	machine string // shown on every page
 	pages   map[string]*template.Template
 	log     *slog.Logger
 }
@@ -26,7 +26,9 @@ type site struct {
 // pageSize is how many purchases a page lists.
 const pageSize = 25
 
-func newSite(store *store, machine string, log *slog.Logger) http.Handler {
+// newSite returns the store's pages. Every answer says which machine gave it,
+// and which start of the process (boot).
+func newSite(store *store, machine, boot string, log *slog.Logger) http.Handler {
 	s := &site{store: store, machine: machine, log: log, pages: make(map[string]*template.Template)}
 	for _, name := range []string{"home", "purchases", "purchase", "problem"} {
 		s.pages[name] = template.Must(template.ParseFS(assets, "templates/layout.html", "templates/"+name+".html"))
@@ -50,6 +52,7 @@ func newSite(store *store, machine string, log *slog.Logger) http.Handler {
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Store-Machine", machine)
+		w.Header().Set("Store-Boot", boot)
 		mux.ServeHTTP(w, r)
 	})
 }

@@ -183,6 +183,11 @@ func (s *store) products(ctx context.Context) ([]Product, error) {
 		`SELECT id, name, grp, price, (SELECT coalesce(sum(count), 0) FROM items WHERE product = products.id) FROM products ORDER BY id`)
 }
 
+func (s *store) count(ctx context.Context) (n int, err error) {
+	err = s.db.QueryRowContext(ctx, `SELECT count(*) FROM purchases`).Scan(&n)
+	return n, err
+}
+
 // list returns a page of purchases, newest first, without their items.
 func (s *store) list(ctx context.Context, limit, offset int) ([]Purchase, error) {
 	return query(ctx, s.db, scanPurchase, `SELECT id, customer, city, at, total FROM purchases ORDER BY id DESC LIMIT ? OFFSET ?`, limit, offset)

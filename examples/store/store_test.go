@@ -64,7 +64,7 @@ func pages(t *testing.T, document []byte) string {
 }
 
 func TestPages(t *testing.T) {
-	h := newSite(newStore(t), "148e1234c56789", slog.New(slog.DiscardHandler))
+	h := newSite(newStore(t), "148e1234c56789", "b1", slog.New(slog.DiscardHandler))
 	tests := map[string]struct {
 		status int
 		want   string
@@ -93,13 +93,16 @@ func TestPages(t *testing.T) {
 			if got := w.Header().Get("Store-Machine"); got != "148e1234c56789" {
 				t.Errorf("Store-Machine: got %q", got)
 			}
+			if got := w.Header().Get("Store-Boot"); got != "b1" {
+				t.Errorf("Store-Boot: got %q", got)
+			}
 		})
 	}
 }
 
 func TestReceipt(t *testing.T) {
 	s := newStore(t)
-	h := newSite(s, "local", slog.New(slog.DiscardHandler))
+	h := newSite(s, "local", "b1", slog.New(slog.DiscardHandler))
 	for id, wantPages := range map[int]string{7: "1", longEvery: "2"} {
 		p, err := s.purchase(t.Context(), id)
 		if err != nil {
@@ -128,7 +131,7 @@ func TestReceipt(t *testing.T) {
 
 func TestAllReceipts(t *testing.T) {
 	s := newStore(t)
-	w := get(t, newSite(s, "local", slog.New(slog.DiscardHandler)), "/purchases/receipts")
+	w := get(t, newSite(s, "local", "b1", slog.New(slog.DiscardHandler)), "/purchases/receipts")
 	long := purchaseCount / longEvery // two pages each
 	if got, want := pages(t, w.Body.Bytes()), fmt.Sprint(purchaseCount+long+1); got != want {
 		t.Errorf("got %s pages, want %s", got, want)
@@ -172,7 +175,7 @@ func TestShutdown(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	address, ended := make(chan net.Addr, 1), make(chan error, 1)
-	env := map[string]string{"PORT": "0", "SERVERLESS_IDLE_STOP": "1m"}
+	env := map[string]string{"PORT": "0", "SERVERLESS_STOP_AFTER": "1m"}
 	go func() {
 		ended <- run(ctx, func(name string) string { return env[name] }, slog.New(slog.DiscardHandler), func(a net.Addr) { address <- a })
 	}()
@@ -216,10 +219,17 @@ func TestShutdown(t *testing.T) {
 	}
 }
 
+func TestCount(t *testing.T) {
+	var out bytes.Buffer
+	if err := printCount(t.Context(), &out); err != nil || out.String() != "2400 purchases\n" {
+		t.Errorf("got %q, %v", out.String(), err)
+	}
+}
+
 func TestBadEnvironment(t *testing.T) {
-	env := map[string]string{"SERVERLESS_IDLE_STOP": "soon"}
+	env := map[string]string{"SERVERLESS_STOP_AFTER": "soon"}
 	err := run(t.Context(), func(name string) string { return env[name] }, slog.New(slog.DiscardHandler), nil)
-	if err == nil || !strings.Contains(err.Error(), "SERVERLESS_IDLE_STOP") {
+	if err == nil || !strings.Contains(err.Error(), "SERVERLESS_STOP_AFTER") {
 		t.Errorf("got %v, want the variable named", err)
 	}
 }
