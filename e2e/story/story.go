@@ -443,7 +443,17 @@ func (s *Story) together(ctx context.Context, n int, path string) error {
 	}
 	close(gate)
 	wg.Wait()
-	return errors.Join(errs...)
+	count := map[string]int{}
+	for _, err := range errs {
+		if err != nil {
+			count[err.Error()]++
+		}
+	}
+	var problems []error
+	for text, times := range count {
+		problems = append(problems, fmt.Errorf("%d of %d: %s", times, n, text))
+	}
+	return errors.Join(problems...)
 }
 
 func elsewhere(ctx context.Context, s *Story) (string, error) {

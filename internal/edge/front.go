@@ -155,14 +155,20 @@ func (f *front) Serve(l net.Listener, kind string, machine root.MachineID) error
 }
 
 func (f *front) server(kind string, machine root.MachineID, instance root.InstanceID) *http.Server {
+	forward := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// A build's log comes back while its context is still being sent. An
+		// HTTP/1 connection is always able to.
+		_ = http.NewResponseController(w).EnableFullDuplex()
+		f.proxy.ServeHTTP(w, r)
+	})
 	mux := http.NewServeMux()
-	mux.Handle("/", f.proxy)
+	mux.Handle("/", forward)
 	if instance != "" {
 		mux.HandleFunc("/.fly/busy", func(w http.ResponseWriter, r *http.Request) { f.busy(w, r, instance) })
 	}
 	var handler http.Handler = mux
 	if instance == "" {
-		handler = f.proxy // no cleaning of paths on the way
+		handler = forward // no cleaning of paths on the way
 	}
 	return &http.Server{
 		Handler:           handler,

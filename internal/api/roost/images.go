@@ -1,8 +1,7 @@
 package roost
 
 import (
-	"errors"
-	"io"
+	"fmt"
 	"net/http"
 	"strings"
 	"sync"
@@ -91,70 +90,31 @@ func (h *handlers) buildImage(w http.ResponseWriter, r *http.Request) error {
 			req.Args[key] = values[0]
 		}
 	}
+	// Lines go out while the rest of the archive still comes in.
+	if err := http.NewResponseController(w).EnableFullDuplex(); err != nil {
+		return fmt.Errorf("build image: %w", err)
+	}
 	s := newProgress(w)
-	s.hold()
-	body := &endReader{r: r.Body, end: s.release}
-	image, err := h.Images.Build(r.Context(), route.Actor(r), req, body, func(line string) {
+	image, err := h.Images.Build(r.Context(), route.Actor(r), req, r.Body, func(line string) {
 		s.send(client.Progress{Log: &line})
 	})
-	if err == nil {
-		if _, err := io.Copy(io.Discard, body); err != nil { // the archive's padding
-			return err
-		}
-	}
-	s.release()
 	return s.finish(image, err)
 }
-
-// endReader tells when its reader ended.
-type endReader struct {
-	r   io.Reader
-	end func()
-}
-
-func (e *endReader) Read(p []byte) (int, error) {
-	n, err := e.r.Read(p)
-	if errors.Is(err, io.EOF) {
-		e.end()
-	}
-	return n, err
-}
-
-// maxHeld bounds the lines that wait for an archive to arrive.
-const maxHeld = 1000
 
 // progress is a stream of client.Progress. An error before its first line is
 // the reply itself, with its status; a later one is the last line.
 type progress struct {
-	mu      sync.Mutex // guards what follows: builders log from several goroutines
-	w       http.ResponseWriter
-	stream  *ipc.Stream
-	holding bool
-	held    []client.Progress
+	mu     sync.Mutex // guards what follows: builders log from several goroutines
+	w      http.ResponseWriter
+	stream *ipc.Stream
 }
 
 func newProgress(w http.ResponseWriter) *progress { return &progress{w: w} }
 
-func (s *progress) hold() { s.holding = true }
-
-func (s *progress) release() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.holding = false
-	for _, p := range s.held {
-		s.write(p)
-	}
-	s.held = nil
-}
-
 func (s *progress) send(p client.Progress) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.holding {
-		s.write(p)
-	} else if len(s.held) < maxHeld {
-		s.held = append(s.held, p)
-	}
+	s.write(p)
 }
 
 func (s *progress) write(p client.Progress) {
