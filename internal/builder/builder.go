@@ -94,7 +94,7 @@ func serve(ctx context.Context, l net.Listener, o options) error {
 	if err != nil {
 		return errors.Join(err, l.Close())
 	}
-	defer st.Close()
+	defer func() { _ = st.Close() }() // a connection: nothing is lost
 	if err := os.MkdirAll(filepath.Join(o.Dir, "contexts"), 0o700); err != nil {
 		return errors.Join(fmt.Errorf("builder: %w", err), l.Close())
 	}
@@ -332,7 +332,7 @@ func (s *server) layer(ctx context.Context, dir string, write func(*os.File) err
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	defer os.Remove(f.Name())
+	defer func() { _ = os.Remove(f.Name()) }() // the directory is emptied at every start
 	defer f.Close()
 	if err := write(f); err != nil {
 		return ocispec.Descriptor{}, err

@@ -42,21 +42,21 @@ type host struct {
 	stop   func() error // ends the builder and returns what it returned
 }
 
-func start(t testing.TB, edit func(*options)) *host {
-	t.Helper()
-	dir := t.TempDir()
-	s, err := image.Open(t.Context(), image.Options{Root: filepath.Join(dir, "images"), Domain: "roost.test", KeepFor: 1})
+func start(tb testing.TB, edit func(*options)) *host {
+	tb.Helper()
+	dir := tb.TempDir()
+	s, err := image.Open(tb.Context(), image.Options{Root: filepath.Join(dir, "images"), Domain: "roost.test", KeepFor: 1})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	storeListener, err := ipc.Listen(filepath.Join(dir, "store.sock"), 0o600)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	h := &host{store: s, socket: filepath.Join(dir, "builder.sock"), dir: filepath.Join(dir, "builder")}
 	l, err := ipc.Listen(h.socket, 0o600)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	o := options{Dir: h.dir, Store: filepath.Join(dir, "store.sock"), Registry: "registry.roost.test", Idle: time.Minute, Log: slog.New(slog.DiscardHandler)}
 	if edit != nil {
@@ -66,29 +66,29 @@ func start(t testing.TB, edit func(*options)) *host {
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		if err := s.Serve(ctx, storeListener); err != nil {
-			t.Error(err)
+			tb.Error(err)
 		}
 	})
 	bctx, bcancel := context.WithCancel(context.Background())
 	result := make(chan error, 1)
 	wg.Go(func() { result <- serve(bctx, l, o) })
 	h.stop = sync.OnceValue(func() error { bcancel(); return <-result })
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		if err := h.stop(); err != nil {
-			t.Error(err)
+			tb.Error(err)
 		}
 		cancel()
 		wg.Wait()
 		if err := s.Close(); err != nil {
-			t.Error(err)
+			tb.Error(err)
 		}
 	})
 	return h
 }
 
 // source makes a context of files; a name that ends in -> is a symbolic link.
-func source(t testing.TB, files map[string]string) io.Reader {
-	t.Helper()
+func source(tb testing.TB, files map[string]string) io.Reader {
+	tb.Helper()
 	var buf bytes.Buffer
 	z := gzip.NewWriter(&buf)
 	w := tar.NewWriter(z)
@@ -103,16 +103,16 @@ func source(t testing.TB, files map[string]string) io.Reader {
 			h = &tar.Header{Name: link, Typeflag: tar.TypeSymlink, Linkname: files[n]}
 		}
 		if err := w.WriteHeader(h); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		if h.Typeflag == tar.TypeReg {
 			if _, err := io.WriteString(w, files[n]); err != nil {
-				t.Fatal(err)
+				tb.Fatal(err)
 			}
 		}
 	}
 	if err := errors.Join(w.Close(), z.Close()); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return &buf
 }
@@ -139,10 +139,10 @@ func main() {
 }
 `
 
-func build(t testing.TB, h *host, app root.AppName, files map[string]string, args map[string]string) (root.Image, []string, error) {
-	t.Helper()
+func build(tb testing.TB, h *host, app root.AppName, files map[string]string, args map[string]string) (root.Image, []string, error) {
+	tb.Helper()
 	var lines []string
-	img, err := Build(t.Context(), h.socket, Request{App: app, Kind: KindGo, Args: args}, source(t, files), func(l string) { lines = append(lines, l) })
+	img, err := Build(tb.Context(), h.socket, Request{App: app, Kind: KindGo, Args: args}, source(tb, files), func(l string) { lines = append(lines, l) })
 	return img, lines, err
 }
 

@@ -30,7 +30,7 @@ func unpack(r io.Reader, dir string) error {
 	if err != nil {
 		return err
 	}
-	defer top.Close()
+	defer func() { _ = top.Close() }() // only a handle
 	in := bufio.NewReader(&bounded{r: r, left: maxUpload, what: "the upload"})
 	var plain io.Reader = in
 	if magic, err := in.Peek(2); err == nil && magic[0] == 0x1f && magic[1] == 0x8b {

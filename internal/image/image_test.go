@@ -28,19 +28,19 @@ func TestMain(m *testing.M) {
 }
 
 // open returns a store in a directory of its own whose mounts go with the test.
-func open(t testing.TB, o Options) *Store {
-	t.Helper()
+func open(tb testing.TB, o Options) *Store {
+	tb.Helper()
 	if o.Root == "" {
-		o.Root = t.TempDir()
+		o.Root = tb.TempDir()
 	}
 	if o.Domain == "" {
 		o.Domain = "roost.test"
 	}
-	s, err := Open(t.Context(), o)
+	s, err := Open(tb.Context(), o)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		s.mu.Lock()
 		targets := map[string]string{}
 		for k, m := range s.mounts {
@@ -49,21 +49,21 @@ func open(t testing.TB, o Options) *Store {
 		s.mu.Unlock()
 		for k, target := range targets {
 			if err := s.Unmount(context.Background(), k, target); err != nil {
-				t.Error(err)
+				tb.Error(err)
 			}
 		}
 		if err := s.Close(); err != nil {
-			t.Error(err)
+			tb.Error(err)
 		}
 	})
 	return s
 }
 
-func load(t testing.TB, s *Store, img imagetest.Image) root.Image {
-	t.Helper()
-	got, err := s.Load(t.Context(), bytes.NewReader(imagetest.OCI(t, img)), "")
+func load(tb testing.TB, s *Store, img imagetest.Image) root.Image {
+	tb.Helper()
+	got, err := s.Load(tb.Context(), bytes.NewReader(imagetest.OCI(tb, img)), "")
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return got[0]
 }
@@ -273,7 +273,7 @@ func TestConcurrentMounts(t *testing.T) {
 	img := load(t, s, demo)
 	dir := t.TempDir()
 	var wg sync.WaitGroup
-	for _, key := range strings.Split("abcdefghij", "") {
+	for key := range strings.SplitSeq("abcdefghij", "") {
 		wg.Go(func() {
 			if err := s.Mount(t.Context(), key, img.Digest, filepath.Join(dir, key)); err != nil {
 				t.Error(err)

@@ -64,7 +64,7 @@ func (s *Store) pick(ctx context.Context, entries []ocispec.Descriptor) (best *o
 		if !images.IsManifestType(e.MediaType) || e.Annotations["vnd.docker.reference.type"] != "" {
 			continue
 		}
-		p := ocispec.Platform{}
+		var p ocispec.Platform
 		if e.Platform != nil {
 			p = *e.Platform
 		} else {

@@ -33,56 +33,56 @@ type hub struct {
 	host string
 }
 
-func newHub(t testing.TB, wrap func(http.Handler) http.Handler) hub {
-	t.Helper()
+func newHub(tb testing.TB, wrap func(http.Handler) http.Handler) hub {
+	tb.Helper()
 	h := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
 	if wrap != nil {
 		h = wrap(h)
 	}
 	srv := httptest.NewServer(h)
-	t.Cleanup(srv.Close)
+	tb.Cleanup(srv.Close)
 	return hub{srv, strings.TrimPrefix(srv.URL, "http://")}
 }
 
-func (h hub) put(t testing.TB, path, mediaType string, body []byte) {
-	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, h.URL+path, bytes.NewReader(body))
+func (h hub) put(tb testing.TB, path, mediaType string, body []byte) {
+	tb.Helper()
+	req, err := http.NewRequestWithContext(tb.Context(), http.MethodPut, h.URL+path, bytes.NewReader(body))
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	req.Header.Set("Content-Type", mediaType)
 	resp, err := h.Client().Do(req)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusCreated {
-		t.Fatalf("put %s: %s", path, resp.Status)
+		tb.Fatalf("put %s: %s", path, resp.Status)
 	}
 }
 
-// push stores images in repo, and under tag an index of them if there are several.
-func (h hub) push(t testing.TB, repo, tag string, imgs ...imagetest.Image) {
-	t.Helper()
+// push stores images in repo under the tag 1, as an index of them if there are several.
+func (h hub) push(tb testing.TB, repo string, imgs ...imagetest.Image) {
+	tb.Helper()
 	idx := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex}
 	for _, img := range imgs {
-		b := img.Blobs(t)
+		b := img.Blobs(tb)
 		for d, data := range b.All {
 			if d == b.Manifest.Digest {
 				continue
 			}
 			resp, err := h.Client().Post(h.URL+"/v2/"+repo+"/blobs/uploads/", "", nil) //nolint:noctx // a test server
 			if err != nil {
-				t.Fatal(err)
+				tb.Fatal(err)
 			}
 			resp.Body.Close()
-			h.put(t, resp.Header.Get("Location")+"?digest="+d.String(), "application/octet-stream", data)
+			h.put(tb, resp.Header.Get("Location")+"?digest="+d.String(), "application/octet-stream", data)
 		}
 		to := b.Manifest.Digest.String()
 		if len(imgs) == 1 {
-			to = tag
+			to = "1"
 		}
-		h.put(t, "/v2/"+repo+"/manifests/"+to, b.Manifest.MediaType, b.All[b.Manifest.Digest])
+		h.put(tb, "/v2/"+repo+"/manifests/"+to, b.Manifest.MediaType, b.All[b.Manifest.Digest])
 		idx.Manifests = append(idx.Manifests, b.Manifest)
 	}
 	if len(imgs) == 1 {
@@ -90,9 +90,9 @@ func (h hub) push(t testing.TB, repo, tag string, imgs ...imagetest.Image) {
 	}
 	data, err := json.Marshal(idx)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	h.put(t, "/v2/"+repo+"/manifests/"+tag, idx.MediaType, data)
+	h.put(tb, "/v2/"+repo+"/manifests/1", idx.MediaType, data)
 }
 
 func TestPull(t *testing.T) {
@@ -100,10 +100,10 @@ func TestPull(t *testing.T) {
 	h := newHub(t, nil)
 	foreign := demo
 	foreign.Arch = "s390x"
-	h.push(t, "team/demo", "1", demo)
-	h.push(t, "team/multi", "1", foreign, demo)
-	h.push(t, "team/foreign", "1", foreign)
-	h.push(t, "team/foreigners", "1", foreign, imagetest.Image{Arch: "riscv64"})
+	h.push(t, "team/demo", demo)
+	h.push(t, "team/multi", foreign, demo)
+	h.push(t, "team/foreign", foreign)
+	h.push(t, "team/foreigners", foreign, imagetest.Image{Arch: "riscv64"})
 
 	s := open(t, Options{})
 	var (
@@ -161,9 +161,9 @@ func TestPullErrors(t *testing.T) {
 			next.ServeHTTP(w, r)
 		})
 	})
-	h.push(t, "team/demo", "1", demo)
-	h.push(t, "team/foreign", "1", foreign)
-	h.push(t, "team/foreigners", "1", foreign, imagetest.Image{Arch: "riscv64"})
+	h.push(t, "team/demo", demo)
+	h.push(t, "team/foreign", foreign)
+	h.push(t, "team/foreigners", foreign, imagetest.Image{Arch: "riscv64"})
 
 	private := newHub(t, func(http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -193,13 +193,15 @@ func TestPullErrors(t *testing.T) {
 			next.ServeHTTP(w, r)
 		})
 	}(liar.Config.Handler)
-	liar.push(t, "team/demo", "1", demo)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	liar.push(t, "team/demo", demo)
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	nobody := l.Addr().String()
-	l.Close()
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
 	secure := httptest.NewUnstartedServer(http.NotFoundHandler())
 	secure.Config.ErrorLog = log.New(io.Discard, "", 0)
 	secure.TLS = &tls.Config{}
@@ -267,7 +269,7 @@ func TestPullCredentials(t *testing.T) {
 			next.ServeHTTP(w, r)
 		})
 	})
-	h.push(t, "team/demo", "1", demo)
+	h.push(t, "team/demo", demo)
 	s := open(t, Options{Credentials: func(host string) (string, string, error) {
 		if host != h.host {
 			return "", "", nil
@@ -296,7 +298,7 @@ func TestPullOnce(t *testing.T) {
 			next.ServeHTTP(w, r)
 		})
 	})
-	h.push(t, "team/demo", "1", demo)
+	h.push(t, "team/demo", demo)
 	s := open(t, Options{})
 	var wg sync.WaitGroup
 	for range 8 {
@@ -348,7 +350,7 @@ func TestPullStalls(t *testing.T) {
 		})
 	})
 	t.Cleanup(func() { close(free) })
-	h.push(t, "team/demo", "1", img)
+	h.push(t, "team/demo", img)
 	s := open(t, Options{})
 	s.stall = 200 * time.Millisecond
 	stall.Store(true)
@@ -384,7 +386,7 @@ func TestPullAfterDamage(t *testing.T) {
 			next.ServeHTTP(w, r)
 		})
 	})
-	h.push(t, "team/demo", "1", demo)
+	h.push(t, "team/demo", demo)
 	s := open(t, Options{})
 	damage.Store(true)
 	if _, err := s.Pull(t.Context(), h.host+"/team/demo:1", nil); !root.IsKind(err, root.Invalid) {

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -28,6 +29,7 @@ import (
 	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/sys/unix"
 
 	root "github.com/roost-run/roost"
@@ -98,8 +100,6 @@ type Store struct {
 
 	stall time.Duration // stallTimeout; tests shorten it
 
-	closing context.Context // ends when Close is called
-	close   context.CancelCauseFunc
 	flights sync.WaitGroup // unpacks that run on behalf of several callers
 
 	// collecting is held while garbage is collected. Mount and Protect pass
@@ -110,10 +110,11 @@ type Store struct {
 	keys locker.Locker // by key of a mount: one operation at a time
 
 	mu     sync.Mutex
-	mounts map[string]*mountRecord  // guarded by mu; by key
-	used   map[string]time.Time     // guarded by mu; image name -> last time it was asked for
-	lower  map[digest.Digest]*lower // guarded by mu; chain id -> directories
-	unpack map[digest.Digest]*flight
+	mounts map[string]*mountRecord   // guarded by mu; by key
+	used   map[string]time.Time      // guarded by mu; image name -> last time it was asked for
+	lower  map[digest.Digest]*lower  // guarded by mu; chain id -> directories
+	unpack map[digest.Digest]*flight // guarded by mu; by manifest
+	closed bool                      // guarded by mu: no new flights
 }
 
 // Open opens the store below o.Root. The directory belongs to one Store at a
@@ -147,13 +148,13 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	var cleanup []io.Closer
 	defer func() {
 		if err != nil {
-			for i := len(cleanup) - 1; i >= 0; i-- {
-				err = errors.Join(err, cleanup[i].Close())
+			for _, c := range slices.Backward(cleanup) {
+				err = errors.Join(err, c.Close())
 			}
 		}
 	}()
 	s.bolt, err = bolt.Open(filepath.Join(o.Root, "meta.db"), 0o600, &bolt.Options{Timeout: openTimeout})
-	if errors.Is(err, bolt.ErrTimeout) {
+	if errors.Is(err, bolterrors.ErrTimeout) {
 		return nil, &root.Error{Kind: root.Unavailable, Message: "the image store " + o.Root + " is in use by another process; stop it first", Err: err}
 	}
 	if err != nil {
@@ -177,8 +178,6 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	s.snap = s.db.Snapshotter(snapshotter)
 	s.leases = metadata.NewLeaseManager(s.db)
 	s.images = metadata.NewImageStore(s.db)
-	s.closing, s.close = context.WithCancelCause(context.WithoutCancel(ctx))
-
 	if err := s.releaseFlights(ctx); err != nil {
 		return nil, fmt.Errorf("open image store: %w", err)
 	}
@@ -194,7 +193,12 @@ var quiet = sync.OnceFunc(func() { _ = log.SetLevel("error") })
 
 // Close ends unpacks in progress and closes the databases. Mounts stay.
 func (s *Store) Close() error {
-	s.close(errClosed)
+	s.mu.Lock()
+	s.closed = true
+	for _, f := range s.unpack {
+		f.cancel(errClosed)
+	}
+	s.mu.Unlock()
 	s.flights.Wait()
 	return errors.Join(s.overlay.Close(), s.db.Close())
 }

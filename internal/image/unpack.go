@@ -29,9 +29,10 @@ import (
 
 // flight is one unpack that several callers wait for.
 type flight struct {
-	done  chan struct{} // closed when chain and err are set
-	chain digest.Digest
-	err   error
+	cancel context.CancelCauseFunc
+	done   chan struct{} // closed when chain and err are set
+	chain  digest.Digest
+	err    error
 }
 
 // Unpack makes the image's layers ready to be mounted and returns their chain
@@ -44,16 +45,18 @@ func (s *Store) Unpack(ctx context.Context, d root.Digest) error {
 
 func (s *Store) unpacked(ctx context.Context, d root.Digest) (digest.Digest, error) {
 	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return "", errClosed
+	}
 	f, ok := s.unpack[digest.Digest(d)]
 	if !ok {
-		f = &flight{done: make(chan struct{})}
+		// Values of the first caller's context only; it must not cancel the others.
+		work, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+		f = &flight{cancel: cancel, done: make(chan struct{})}
 		s.unpack[digest.Digest(d)] = f
 		s.flights.Go(func() {
-			// Values of the first caller's context only; it must not cancel the others.
-			ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-			stop := context.AfterFunc(s.closing, func() { cancel(errClosed) })
-			defer stop()
-			f.chain, f.err = s.unpackLayers(ctx, d)
+			f.chain, f.err = s.unpackLayers(work, d)
 			s.mu.Lock()
 			delete(s.unpack, digest.Digest(d))
 			s.mu.Unlock()

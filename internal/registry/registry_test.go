@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"maps"
 	"math/rand"
 	"net/http"
 	"net/http/httptest"
@@ -139,7 +140,11 @@ func TestPushAndPull(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer other.Close()
+	defer func() {
+		if err := other.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
 	pulled, err := other.Pull(t.Context(), host+"/team/app:1", nil)
 	if err != nil || pulled.Digest != got.Digest {
 		t.Errorf("pull to another store: got %v, %v", pulled, err)
@@ -253,9 +258,7 @@ func request(t *testing.T, srv *httptest.Server, password, method, path string, 
 	if err != nil {
 		t.Fatal(err)
 	}
-	for k, v := range header {
-		req.Header[k] = v
-	}
+	maps.Copy(req.Header, header)
 	req.SetBasicAuth("x", password)
 	resp, err := srv.Client().Do(req)
 	if err != nil {

@@ -44,9 +44,9 @@ func WriteBase(w io.Writer, goRoot string) (missing []string, err error) {
 	group := "root:x:0:\n" + fmt.Sprintf("%s:x:%d:\n", userName, userID)
 	err = errors.Join(
 		t.dir("app", 0o755, 0), t.dir("etc", 0o755, 0),
-		t.file("etc/group", 0o644, []byte(group)),
-		t.file("etc/nsswitch.conf", 0o644, []byte("hosts: files dns\n")),
-		t.file("etc/passwd", 0o644, []byte(passwd)),
+		t.file("etc/group", []byte(group)),
+		t.file("etc/nsswitch.conf", []byte("hosts: files dns\n")),
+		t.file("etc/passwd", []byte(passwd)),
 		t.dir("etc/ssl", 0o755, 0), t.dir("etc/ssl/certs", 0o755, 0),
 	)
 	if err != nil {
@@ -55,7 +55,7 @@ func WriteBase(w io.Writer, goRoot string) (missing []string, err error) {
 	certs, err := readFirst(hostCertificates)
 	if err != nil {
 		missing = append(missing, "CA certificates (install ca-certificates): the program cannot check TLS servers")
-	} else if err := t.file("etc/ssl/certs/ca-certificates.crt", 0o644, certs); err != nil {
+	} else if err := t.file("etc/ssl/certs/ca-certificates.crt", certs); err != nil {
 		return nil, err
 	}
 	err = errors.Join(
@@ -112,8 +112,8 @@ func (t layer) dir(name string, mode int64, uid int) error {
 	return t.WriteHeader(&tar.Header{Name: name + "/", Mode: mode, Uid: uid, Gid: uid, ModTime: epoch, Typeflag: tar.TypeDir, Format: tar.FormatPAX})
 }
 
-func (t layer) file(name string, mode int64, data []byte) error {
-	if err := t.WriteHeader(&tar.Header{Name: name, Mode: mode, Size: int64(len(data)), ModTime: epoch, Typeflag: tar.TypeReg, Format: tar.FormatPAX}); err != nil {
+func (t layer) file(name string, data []byte) error {
+	if err := t.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(data)), ModTime: epoch, Typeflag: tar.TypeReg, Format: tar.FormatPAX}); err != nil {
 		return err
 	}
 	_, err := t.Write(data)
@@ -126,7 +126,7 @@ func (t layer) zones(archive string) (found bool, err error) {
 	if err != nil {
 		return false, nil //nolint:nilerr // some packagings of Go leave it out; the caller says so
 	}
-	defer z.Close()
+	defer func() { _ = z.Close() }() // only read
 	files := slices.DeleteFunc(slices.Clone(z.File), func(f *zip.File) bool { return strings.HasSuffix(f.Name, "/") || !filepath.IsLocal(f.Name) })
 	slices.SortFunc(files, func(a, b *zip.File) int { return strings.Compare(a.Name, b.Name) })
 	made := map[string]bool{".": true}
@@ -149,7 +149,7 @@ func (t layer) zones(archive string) (found bool, err error) {
 		if err := errors.Join(err, r.Close()); err != nil {
 			return true, err
 		}
-		if err := t.file("usr/share/zoneinfo/"+f.Name, 0o644, data); err != nil {
+		if err := t.file("usr/share/zoneinfo/"+f.Name, data); err != nil {
 			return true, err
 		}
 	}

@@ -55,11 +55,11 @@ type Image struct {
 }
 
 // FromBinary is an image of one static program of the test's host.
-func FromBinary(t testing.TB, name, program string, args ...string) Image {
-	t.Helper()
+func FromBinary(tb testing.TB, name, program string, args ...string) Image {
+	tb.Helper()
 	data, err := os.ReadFile(program)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	inside := "bin/" + path.Base(program)
 	return Image{
@@ -78,8 +78,8 @@ type Blobs struct {
 }
 
 // Blobs builds the image, with gzip layers.
-func (i Image) Blobs(t testing.TB) Blobs {
-	t.Helper()
+func (i Image) Blobs(tb testing.TB) Blobs {
+	tb.Helper()
 	b := Blobs{All: map[digest.Digest][]byte{}}
 	put := func(mediaType string, data []byte) ocispec.Descriptor {
 		d := digest.FromBytes(data)
@@ -94,31 +94,31 @@ func (i Image) Blobs(t testing.TB) Blobs {
 	config.RootFS.Type = "layers"
 	m := ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest}
 	for _, entries := range i.Layers {
-		plain := Tar(t, entries...)
+		plain := Tar(tb, entries...)
 		b.Plain = append(b.Plain, plain)
 		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, digest.FromBytes(plain))
-		m.Layers = append(m.Layers, put(ocispec.MediaTypeImageLayerGzip, compress(t, plain)))
+		m.Layers = append(m.Layers, put(ocispec.MediaTypeImageLayerGzip, compress(tb, plain)))
 	}
-	b.Config = mustJSON(t, config)
+	b.Config = mustJSON(tb, config)
 	m.Config = put(ocispec.MediaTypeImageConfig, b.Config)
-	b.Manifest = put(ocispec.MediaTypeImageManifest, mustJSON(t, m))
+	b.Manifest = put(ocispec.MediaTypeImageManifest, mustJSON(tb, m))
 	b.Manifest.Platform = &ocispec.Platform{OS: "linux", Architecture: arch}
 	return b
 }
 
 // Digest is the digest of the image's manifest.
-func (i Image) Digest(t testing.TB) string {
-	t.Helper()
-	return i.Blobs(t).Manifest.Digest.String()
+func (i Image) Digest(tb testing.TB) string {
+	tb.Helper()
+	return i.Blobs(tb).Manifest.Digest.String()
 }
 
 // OCI is an OCI layout archive of the images, one index entry each.
-func OCI(t testing.TB, imgs ...Image) []byte {
-	t.Helper()
+func OCI(tb testing.TB, imgs ...Image) []byte {
+	tb.Helper()
 	entries := []Entry{File(ocispec.ImageLayoutFile, `{"imageLayoutVersion":"1.0.0"}`, 0o644)}
 	idx := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex}
 	for _, i := range imgs {
-		b := i.Blobs(t)
+		b := i.Blobs(tb)
 		for d, data := range b.All {
 			entries = append(entries, File("blobs/sha256/"+d.Encoded(), string(data), 0o644))
 		}
@@ -127,13 +127,13 @@ func OCI(t testing.TB, imgs ...Image) []byte {
 		}
 		idx.Manifests = append(idx.Manifests, b.Manifest)
 	}
-	entries = append(entries, File(ocispec.ImageIndexFile, string(mustJSON(t, idx)), 0o644))
-	return Tar(t, entries...)
+	entries = append(entries, File(ocispec.ImageIndexFile, string(mustJSON(tb, idx)), 0o644))
+	return Tar(tb, entries...)
 }
 
 // Docker is what "docker save" writes of the images.
-func Docker(t testing.TB, imgs ...Image) []byte {
-	t.Helper()
+func Docker(tb testing.TB, imgs ...Image) []byte {
+	tb.Helper()
 	type item struct {
 		Config   string
 		RepoTags []string
@@ -144,7 +144,7 @@ func Docker(t testing.TB, imgs ...Image) []byte {
 		entries []Entry
 	)
 	for _, i := range imgs {
-		b := i.Blobs(t)
+		b := i.Blobs(tb)
 		it := item{Config: digest.FromBytes(b.Config).Encoded() + ".json"}
 		if i.Name != "" {
 			it.RepoTags = []string{i.Name}
@@ -157,13 +157,13 @@ func Docker(t testing.TB, imgs ...Image) []byte {
 		}
 		list = append(list, it)
 	}
-	entries = append(entries, File("manifest.json", string(mustJSON(t, list)), 0o644))
-	return Tar(t, entries...)
+	entries = append(entries, File("manifest.json", string(mustJSON(tb, list)), 0o644))
+	return Tar(tb, entries...)
 }
 
 // Tar writes the entries as they are.
-func Tar(t testing.TB, entries ...Entry) []byte {
-	t.Helper()
+func Tar(tb testing.TB, entries ...Entry) []byte {
+	tb.Helper()
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
 	for _, e := range entries {
@@ -176,36 +176,36 @@ func Tar(t testing.TB, entries ...Entry) []byte {
 		}
 		h.Size = int64(len(e.Body))
 		if err := w.WriteHeader(&h); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		if _, err := io.WriteString(w, e.Body); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 	}
 	if err := w.Close(); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return buf.Bytes()
 }
 
-func compress(t testing.TB, data []byte) []byte {
-	t.Helper()
+func compress(tb testing.TB, data []byte) []byte {
+	tb.Helper()
 	var buf bytes.Buffer
 	w := gzip.NewWriter(&buf)
 	if _, err := w.Write(data); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	if err := w.Close(); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return buf.Bytes()
 }
 
-func mustJSON(t testing.TB, v any) []byte {
-	t.Helper()
+func mustJSON(tb testing.TB, v any) []byte {
+	tb.Helper()
 	data, err := json.Marshal(v)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return data
 }
