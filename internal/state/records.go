@@ -51,6 +51,15 @@ func encode(record any) string {
 	return string(data)
 }
 
+// utc returns t as records have it. A time that JSON cannot hold, from an
+// absurd duration of a client's, becomes the last one that it can.
+func utc(t time.Time) time.Time {
+	if t = t.UTC(); t.Year() > 9999 {
+		return time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
+	}
+	return t
+}
+
 type orgRecord struct {
 	V         int       `json:"v"`
 	Slug      string    `json:"slug"`
@@ -59,7 +68,7 @@ type orgRecord struct {
 }
 
 func fromOrg(o root.Org) orgRecord {
-	return orgRecord{orgVersion, string(o.Slug), o.Name, o.CreatedAt.UTC()}
+	return orgRecord{orgVersion, string(o.Slug), o.Name, utc(o.CreatedAt)}
 }
 
 func (r orgRecord) root() root.Org {
@@ -78,7 +87,7 @@ type appRecord struct {
 }
 
 func fromApp(a root.App) appRecord {
-	return appRecord{appVersion, string(a.Name), a.ID, string(a.Org), string(a.Network), a.NetworkID, a.CreatedAt.UTC(), a.Deleting}
+	return appRecord{appVersion, string(a.Name), a.ID, string(a.Org), string(a.Network), a.NetworkID, utc(a.CreatedAt), a.Deleting}
 }
 
 func (r appRecord) root() root.App {
@@ -97,7 +106,7 @@ type networkRecord struct {
 }
 
 func fromNetwork(n root.Network) networkRecord {
-	return networkRecord{networkVersion, string(n.Org), string(n.Name), n.ID, n.CreatedAt.UTC()}
+	return networkRecord{networkVersion, string(n.Org), string(n.Name), n.ID, utc(n.CreatedAt)}
 }
 
 func (r networkRecord) root() root.Network {
@@ -136,7 +145,7 @@ type leaseRecord struct {
 }
 
 func fromLease(l root.Lease) leaseRecord {
-	return leaseRecord{leaseVersion, l.Nonce, l.ExpiresAt.UTC(), l.Owner, l.Description, string(l.Version)}
+	return leaseRecord{leaseVersion, l.Nonce, utc(l.ExpiresAt), l.Owner, l.Description, string(l.Version)}
 }
 
 func (r leaseRecord) root() root.Lease {
@@ -161,7 +170,7 @@ type tokenRecord struct {
 func fromToken(t root.Token) tokenRecord {
 	return tokenRecord{
 		tokenVersion, t.ID, t.Name, string(t.Scope), string(t.Org), string(t.App), string(t.Machine),
-		t.CreatedBy, t.CreatedAt.UTC(), t.ExpiresAt.UTC(), t.RevokedAt.UTC(),
+		t.CreatedBy, utc(t.CreatedAt), utc(t.ExpiresAt), utc(t.RevokedAt),
 	}
 }
 

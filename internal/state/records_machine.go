@@ -213,7 +213,7 @@ type eventRecord struct {
 func fromMachine(m root.Machine, held []uint32) specRecord {
 	r := specRecord{
 		V: specVersion, ID: string(m.ID), App: string(m.App), Org: string(m.Org), Network: string(m.Network), Name: m.Name,
-		Region: string(m.Region), Host: string(m.Host), Origin: string(m.Origin), CreatedAt: m.CreatedAt.UTC(), Held: held,
+		Region: string(m.Region), Host: string(m.Host), Origin: string(m.Origin), CreatedAt: utc(m.CreatedAt), Held: held,
 	}
 	r.setSpec(m.Spec)
 	return r
@@ -222,10 +222,10 @@ func fromMachine(m root.Machine, held []uint32) specRecord {
 func (r *specRecord) setSpec(s root.Spec) {
 	r.Instance, r.Generation, r.Config, r.Source = string(s.Instance), s.Generation, fromConfig(s.Config), s.Source
 	r.Image = imageRecord{s.Image.Registry, s.Image.Repository, s.Image.Tag, string(s.Image.Digest), s.Image.Labels}
-	r.Launch, r.Cordoned, r.Address, r.UpdatedAt = s.Launch, s.Cordoned, addressRecord(s.Address), s.UpdatedAt.UTC()
+	r.Launch, r.Cordoned, r.Address, r.UpdatedAt = s.Launch, s.Cordoned, addressRecord(s.Address), utc(s.UpdatedAt)
 	r.Destroy = nil
 	if s.Destroy != nil {
-		r.Destroy = &destroyRecord{s.Destroy.Force, s.Destroy.At.UTC()}
+		r.Destroy = &destroyRecord{s.Destroy.Force, utc(s.Destroy.At)}
 	}
 }
 
@@ -306,7 +306,7 @@ func fromStatus(s root.Status) statusRecord {
 	return statusRecord{
 		V: statusVersion, State: string(s.State), Instance: string(s.Instance), Generation: s.Generation, Stamp: stampRecord(s.Stamp),
 		Restarts: s.Restarts, Exit: fromExit(s.Exit), Checks: convert(s.Checks, fromCheckResult), Events: convert(events, fromEvent),
-		Message: s.Message, UpdatedAt: s.UpdatedAt.UTC(),
+		Message: s.Message, UpdatedAt: utc(s.UpdatedAt),
 	}
 }
 
@@ -323,18 +323,18 @@ func fromExit(e *root.Exit) *exitRecord {
 		return nil
 	}
 	r := exitRecord(*e)
-	r.At = r.At.UTC()
+	r.At = utc(r.At)
 	return &r
 }
 
 func fromCheckResult(c root.CheckResult) checkResultRecord {
 	r := checkResultRecord(c)
-	r.UpdatedAt = r.UpdatedAt.UTC()
+	r.UpdatedAt = utc(r.UpdatedAt)
 	return r
 }
 
 func fromEvent(e root.Event) eventRecord {
-	return eventRecord{e.ID, e.Type, string(e.Status), e.Source, e.Reason, e.At.UTC(), fromExit(e.Exit), e.Count}
+	return eventRecord{e.ID, e.Type, string(e.Status), e.Source, e.Reason, utc(e.At), fromExit(e.Exit), e.Count}
 }
 
 func (r eventRecord) root() root.Event {

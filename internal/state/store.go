@@ -44,7 +44,7 @@ func New(c *clientv3.Client, options ...Option) *Store {
 
 // maxAttempts bounds how often a write that lost a race is tried again: the
 // writers of one key are few.
-const maxAttempts = 16
+const maxAttempts = 32
 
 // retryPause is the longest pause after the first lost race; it doubles.
 const retryPause = 2 * time.Millisecond
