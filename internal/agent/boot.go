@@ -29,6 +29,7 @@ type instance struct {
 	phase     orders.Phase
 	stamp     root.Stamp
 	last      uint64 // number of the newest boot prepared
+	seen      uint64 // number of the newest boot the journal told of
 	running   uint64 // number of the boot in use, 0 none
 	next      bool   // boot number last is prepared and not used yet
 	staged    bool   // the supervisor knows it
@@ -46,13 +47,12 @@ func (i *instance) container(n uint64) string {
 
 // note takes over what an entry says about the instance itself.
 func (i *instance) note(e orders.Entry) {
-	if !i.stamp.Before(e.Stamp) {
-		return
+	p := orders.PhaseAfter(e.Type)
+	if p == "" || !i.stamp.Before(e.Stamp) {
+		return // stamps compare with those of the supervisor's account: of phases
 	}
-	i.stamp = e.Stamp
-	if p := orders.PhaseAfter(e.Type); p != "" {
-		i.phase = p
-	}
+	i.stamp, i.phase = e.Stamp, p
+	i.seen = max(i.seen, e.Number)
 	switch e.Type {
 	case orders.EntryStarting, orders.EntryStarted:
 		i.running = e.Number

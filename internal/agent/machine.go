@@ -259,6 +259,9 @@ func (m *machine) listen(ctx context.Context) {
 }
 
 func (m *machine) take(e orders.Entry) {
+	if orders.PhaseAfter(e.Type) == "" {
+		return
+	}
 	if m.cand != nil && e.Instance == m.cand.id() {
 		m.cand.note(e)
 		return

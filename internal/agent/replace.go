@@ -78,7 +78,11 @@ func (m *machine) beside(ctx context.Context, commit func(context.Context) (int6
 		}
 		return &root.Error{Kind: root.KindOf(err), Message: "the new version did not start: " + root.MessageOf(err) + "; the old version keeps serving", Err: err}
 	}
-	if err := m.untilReady(ctx, m.cand); err != nil {
+	cand := m.cand
+	if err := m.await(ctx, newsTimeout, "the journal's news", func() bool { return !cand.stamp.Before(started.Stamp) }); err != nil {
+		return err
+	}
+	if err := m.untilReady(ctx, cand); err != nil {
 		return err
 	}
 	rev, err := commit(ctx)
@@ -86,14 +90,9 @@ func (m *machine) beside(ctx context.Context, commit func(context.Context) (int6
 		return err
 	}
 	m.rev = max(m.rev, rev)
-	cand := m.cand
 	m.switchOver(began)
-	stamp := cand.stamp
-	if stamp.Before(started.Stamp) {
-		stamp = started.Stamp
-	}
-	if m.st.Stamp.Before(stamp) {
-		m.st.Stamp = stamp
+	if m.st.Stamp.Before(cand.stamp) {
+		m.st.Stamp = cand.stamp
 	}
 	m.st.State = stateOf(cand.phase)
 	m.event("start", root.StateStarted, orders.SourceHost, reasonUpdate)
@@ -195,7 +194,7 @@ func (m *machine) untilReady(ctx context.Context, i *instance) error {
 			pause = min(2*pause, maxReadyPoll)
 			poll.Reset(pause)
 		}
-		if i.phase == orders.PhaseStopped && !i.stamp.Before(root.Stamp{Boot: 0, Seq: 1}) && i.running == 0 && (i.exit != nil || i.failure != "") {
+		if i.phase == orders.PhaseStopped {
 			return root.Errorf(root.Precondition, "the new version ended (%s) before it listened on port %s; the old version keeps serving. Its log says more", ending(i), portList(ports))
 		}
 		if time.Now().After(deadline) {

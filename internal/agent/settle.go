@@ -35,16 +35,16 @@ func (m *machine) settled(_ context.Context, account *orders.Instance) {
 func (m *machine) known(acc *orders.Instance) {
 	i := m.inst
 	i.staged = true
-	if !acc.Stamp.Before(i.stamp) {
-		i.stamp, i.phase = acc.Stamp, acc.Phase
-		i.next, i.running, i.problem = acc.Next != nil, 0, ""
+	if !acc.Stamp.Before(i.stamp) { // else the journal has told more since
+		i.stamp, i.phase, i.running = acc.Stamp, acc.Phase, 0
 		if acc.Running != nil {
 			i.running = acc.Running.Number
-			i.last = max(i.last, acc.Running.Number)
 		}
-		if acc.Next != nil {
-			i.last, i.problem = max(i.last, acc.Next.Number), acc.Next.Problem
-		}
+	}
+	i.last = max(i.last, i.running, i.seen)
+	i.next, i.problem = false, ""
+	if n := acc.Next; n != nil && n.Number > i.seen && n.Number > i.running {
+		i.next, i.last, i.problem = true, max(i.last, n.Number), n.Problem
 	}
 	m.used = m.used[:0]
 	for _, n := range m.a.bootsOf(i.id()) {

@@ -76,7 +76,14 @@ func (m *machine) start(ctx context.Context, o orders.Start) error {
 	if err != nil {
 		return errors.Join(err, m.catchUp(ctx, m.inst))
 	}
-	return m.awaitNews(ctx, started.Stamp)
+	if err := m.awaitNews(ctx, started.Stamp); err != nil {
+		return err
+	}
+	if m.inst.phase == orders.PhaseStarted && m.st.State != root.StateStarted {
+		// It ran already and the order changed nothing: no entry tells.
+		m.st.State, m.st.UpdatedAt, m.dirty = root.StateStarted, time.Now().UTC(), true
+	}
+	return nil
 }
 
 // catchUp takes the news up to the supervisor's account of i: what failed has
