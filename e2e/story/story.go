@@ -19,6 +19,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -505,8 +506,32 @@ func (s *Story) destroyServerless(ctx context.Context) error {
 	return nil
 }
 
+func (s *Story) restartWeb(ctx context.Context) error {
+	web, err := s.web(ctx)
+	if err != nil {
+		return err
+	}
+	for _, m := range web {
+		if _, err := s.CLI(ctx, "machine", "restart", m.ID, "--app", s.app); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// web lists the app machines.
+func (s *Story) web(ctx context.Context) ([]machines.Machine, error) {
+	list, err := s.api.List(ctx, s.app, machines.ListOptions{})
+	return slices.DeleteFunc(list, func(m machines.Machine) bool { return !strings.HasPrefix(m.Name, "web-") }), err
+}
+
 func hundredFirst(ctx context.Context, s *Story) (string, error) {
+	// Nothing is left of the first time: neither the machine, nor what the
+	// app's processes remember of it.
 	if err := s.destroyServerless(ctx); err != nil {
+		return "", err
+	}
+	if err := s.restartWeb(ctx); err != nil {
 		return "", err
 	}
 	start := time.Now()
@@ -582,15 +607,12 @@ func killEdge(ctx context.Context, s *Story) (string, error) {
 // bootIDs identifies the running processes of the app machines: the store
 // makes an id at each start.
 func (s *Story) bootIDs(ctx context.Context) (string, error) {
-	list, err := s.api.List(ctx, s.app, machines.ListOptions{})
+	web, err := s.web(ctx)
 	if err != nil {
 		return "", err
 	}
 	var ids []string
-	for _, m := range list {
-		if !strings.HasPrefix(m.Name, "web-") {
-			continue
-		}
+	for _, m := range web {
 		resp, _, err := s.get(ctx, "/healthz", "Fly-Force-Instance-Id", m.ID)
 		if err != nil {
 			return "", err
@@ -701,15 +723,13 @@ func newImage(ctx context.Context, s *Story) (string, error) {
 }
 
 func (s *Story) updateAll(ctx context.Context, ref string) error {
-	list, err := s.api.List(ctx, s.app, machines.ListOptions{})
+	web, err := s.web(ctx)
 	if err != nil {
 		return err
 	}
-	for _, m := range list {
-		if strings.HasPrefix(m.Name, "web-") {
-			if _, err := s.CLI(ctx, "machine", "update", m.ID, "--app", s.app, "--image", ref); err != nil {
-				return err
-			}
+	for _, m := range web {
+		if _, err := s.CLI(ctx, "machine", "update", m.ID, "--app", s.app, "--image", ref); err != nil {
+			return err
 		}
 	}
 	return nil
