@@ -116,7 +116,7 @@ func (s *store) fill(ctx context.Context) error {
 			return err
 		}
 	}
-	if _, err := tx.ExecContext(ctx, "CREATE INDEX items_purchase ON items (purchase)"); err != nil {
+	if _, err := tx.ExecContext(ctx, "CREATE INDEX items_purchase ON items (purchase); CREATE INDEX items_product ON items (product, count)"); err != nil {
 		return err
 	}
 	return tx.Commit()
