@@ -21,7 +21,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -316,7 +315,7 @@ func (s *server) run(ctx context.Context, req Request, dir string, line func(str
 	if err != nil {
 		return root.Image{}, fmt.Errorf("image config: %w", err)
 	}
-	img := root.Image{Registry: s.Registry, Repository: string(req.App), Tag: "deployment-" + strings.ToLower(ulid.Make().String())}
+	img := root.Image{Registry: s.Registry, Repository: string(req.App), Tag: "deployment-" + ulid.Make().String()}
 	m, err := s.store.name(ctx, img.Ref(), gobuild.Manifest(config, base, program))
 	if err != nil {
 		return root.Image{}, fmt.Errorf("name image: %w", err)

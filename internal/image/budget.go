@@ -28,6 +28,13 @@ func (s *Store) collectGarbage(ctx context.Context) error {
 	for _, m := range s.mounts {
 		mounted = append(mounted, m.Digest)
 	}
+	for d, at := range s.given {
+		if time.Since(at) > s.o.KeepFor {
+			delete(s.given, d)
+			continue
+		}
+		mounted = append(mounted, root.Digest(d))
+	}
 	clear(s.lower) // some of it may go
 	s.mu.Unlock()
 	slices.Sort(mounted)

@@ -22,7 +22,7 @@ import (
 
 const (
 	labelOwner   = "roost.run/owner" // on a lease of Protect: the owner
-	mountedLease = "roost-mounted"   // what is mounted, as of the last collection
+	mountedLease = "roost-mounted"   // what is mounted or was just given out, as of the last collection
 )
 
 // Protect makes digests the images that owner must not lose, in place of
@@ -293,6 +293,11 @@ func (s *Store) Remove(ctx context.Context, reference string) error {
 	for _, img := range found {
 		if err := s.forget(ctx, img); err != nil {
 			return fmt.Errorf("remove image %s: %w", img.Name, err)
+		}
+		if m, err := s.manifestOf(ctx, ref{}, img.Target); err == nil {
+			s.mu.Lock()
+			delete(s.given, m.Digest)
+			s.mu.Unlock()
 		}
 	}
 	return s.collectGarbage(ctx)

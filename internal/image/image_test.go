@@ -603,3 +603,23 @@ func TestConcurrentMountsOfOneKey(t *testing.T) {
 		t.Errorf("write: %v", err)
 	}
 }
+
+// Between the answer of Resolve and the Protect of who asked, the image stays,
+// even if its name is taken away meanwhile.
+func TestResolvedImageStays(t *testing.T) {
+	t.Parallel()
+	s := open(t, Options{})
+	img := load(t, s, demo)
+	if _, err := s.Resolve(t.Context(), "demo@"+string(img.Digest)); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.images.Delete(Context(t.Context()), "docker.io/library/demo:1"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Collect(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Protect(t.Context(), "machine/1", img.Digest); err != nil {
+		t.Errorf("protect: %v", err)
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
@@ -182,7 +183,7 @@ func (s *Store) local(ctx context.Context, r ref) (root.Image, error) {
 			}
 			return root.Image{}, err
 		}
-		return s.describe(ctx, r, m)
+		return s.give(ctx, r, m)
 	}
 	img, err := s.images.Get(ctx, r.name())
 	if err != nil {
@@ -196,6 +197,17 @@ func (s *Store) local(ctx context.Context, r ref) (root.Image, error) {
 		return root.Image{}, err
 	}
 	s.touch(r.name())
+	return s.give(ctx, r, m)
+}
+
+// give is describe for a caller who is going to use the image: until KeepFor
+// is over, collection spares it as if it were mounted.
+func (s *Store) give(ctx context.Context, r ref, m ocispec.Descriptor) (root.Image, error) {
+	s.mu.Lock()
+	s.given[m.Digest] = time.Now()
+	s.mu.Unlock()
+	s.collecting.RLock() // as in mount
+	defer s.collecting.RUnlock()
 	return s.describe(ctx, r, m)
 }
 

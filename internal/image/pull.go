@@ -204,7 +204,7 @@ func (p *puller) pull(ctx context.Context) (root.Image, error) {
 	if err := s.name(ctx, p.r, top); err != nil {
 		return root.Image{}, err
 	}
-	return s.describe(ctx, p.r, m)
+	return s.give(ctx, p.r, m)
 }
 
 // manifest fetches what decides whether the image runs here, before the large

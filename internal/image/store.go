@@ -110,11 +110,12 @@ type Store struct {
 	keys locker.Locker // by key of a mount: one operation at a time
 
 	mu     sync.Mutex
-	mounts map[string]*mountRecord   // guarded by mu; by key
-	used   map[string]time.Time      // guarded by mu; image name -> last time it was asked for
-	lower  map[digest.Digest]*lower  // guarded by mu; chain id -> directories
-	unpack map[digest.Digest]*flight // guarded by mu; by manifest
-	closed bool                      // guarded by mu: no new flights
+	mounts map[string]*mountRecord     // guarded by mu; by key
+	used   map[string]time.Time        // guarded by mu; image name -> last time it was asked for
+	given  map[digest.Digest]time.Time // guarded by mu; manifest -> when a caller got it, who may Protect or Mount it next
+	lower  map[digest.Digest]*lower    // guarded by mu; chain id -> directories
+	unpack map[digest.Digest]*flight   // guarded by mu; by manifest
+	closed bool                        // guarded by mu: no new flights
 }
 
 // Open opens the store below o.Root. The directory belongs to one Store at a
@@ -142,6 +143,7 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 		platform: platforms.OnlyStrict(platforms.DefaultSpec()),
 		mounts:   map[string]*mountRecord{},
 		used:     map[string]time.Time{},
+		given:    map[digest.Digest]time.Time{},
 		lower:    map[digest.Digest]*lower{},
 		unpack:   map[digest.Digest]*flight{},
 	}
