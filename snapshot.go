@@ -83,11 +83,19 @@ func (s *Snapshot) Hosts() iter.Seq[*Host] { return s.hosts.all() }
 func (s *Snapshot) With(revision int64, changes ...Change) *Snapshot {
 	n := *s
 	n.revision = revision
+	if len(changes) > ownFrom {
+		n.apps.own, n.machines.own, n.hosts.own = new(ownership), new(ownership), new(ownership)
+	}
 	for _, c := range changes {
 		n.apply(c)
 	}
+	n.apps.own, n.machines.own, n.hosts.own = nil, nil, nil // from here on it never changes
 	return &n
 }
+
+// ownFrom is the number of changes from which on it pays to remember which
+// parts are copied already.
+const ownFrom = 4
 
 // Since returns the changes that lead from old to s, in no order. Parts that
 // both share cost nothing.
@@ -207,6 +215,14 @@ func replaceMachine(machines []*Machine, m *Machine) []*Machine {
 // shardMap is an immutable map: set and delete copy one of shardCount parts.
 type shardMap[K ~string, V any] struct {
 	shards *[shardCount]map[K]V
+	own    *ownership // nil except within With
+}
+
+// ownership says which parts nobody else has seen yet: those may be changed in
+// place.
+type ownership struct {
+	array  bool
+	shards [shardCount]bool
 }
 
 // shardCount keeps a part near 200 entries with 50,000 machines.
@@ -242,17 +258,25 @@ func (m *shardMap[K, V]) delete(key K) {
 
 // copyShard replaces the part that holds key by a copy that may be changed.
 func (m *shardMap[K, V]) copyShard(key K, room int) map[K]V {
-	var next [shardCount]map[K]V
-	if m.shards != nil {
-		next = *m.shards
-	}
 	i := shardOf(key)
-	shard := make(map[K]V, len(next[i])+room)
-	for k, v := range next[i] {
+	if m.own != nil && m.own.shards[i] {
+		return m.shards[i]
+	}
+	if m.own == nil || !m.own.array {
+		var next [shardCount]map[K]V
+		if m.shards != nil {
+			next = *m.shards
+		}
+		m.shards = &next
+	}
+	shard := make(map[K]V, len(m.shards[i])+room)
+	for k, v := range m.shards[i] {
 		shard[k] = v
 	}
-	next[i] = shard
-	m.shards = &next
+	m.shards[i] = shard
+	if m.own != nil {
+		m.own.array, m.own.shards[i] = true, true
+	}
 	return shard
 }
 

@@ -53,14 +53,16 @@ const (
 
 // Handler serves the catalog at Path to any number of readers, each until it
 // goes away. It must be served by a server whose ResponseWriter can flush.
-func Handler(cat *catalog.Catalog) http.Handler {
+func Handler(cat *catalog.Catalog) http.Handler { return handler(cat, writeTimeout) }
+
+func handler(cat *catalog.Catalog, timeout time.Duration) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		rc := http.NewResponseController(w)
 		stream := ipc.NewStream(w)
 		send := func(l line) error {
 			l.Format = format
 			// Not every writer knows deadlines; then only the peer's end ends it.
-			_ = rc.SetWriteDeadline(time.Now().Add(writeTimeout))
+			_ = rc.SetWriteDeadline(time.Now().Add(timeout))
 			return stream.Send(l)
 		}
 		changed, cancel := cat.Subscribe()
