@@ -283,6 +283,8 @@ func (m *machine) take(e orders.Entry) {
 	switch t.step {
 	case stepStart:
 		m.wantStart = reasonRestart
+	case stepReboot:
+		m.wantStart = reasonReboot
 	case stepRetry:
 		m.policy.Reset(max(0, t.delay-time.Since(e.At)))
 	case stepDestroy:
@@ -341,7 +343,14 @@ func (m *machine) tidy(ctx context.Context) {
 		m.wantStart, m.wantSet = "", false
 		if e := m.start(ctx, orders.Start{Source: orders.SourceHost, Reason: reason}); e != nil {
 			m.a.log.Warn("start did not work", "machine", m.id, "err", e)
-			m.unstarted(ctx, reason, e)
+			switch root.KindOf(e) {
+			case root.NotFound, root.Unavailable: // the supervisor is going or coming
+				m.inst.staged = m.inst.staged && !root.IsKind(e, root.NotFound)
+				m.wantStart = reason
+				err = errors.Join(err, e)
+			default:
+				m.unstarted(reason, e)
+			}
 		}
 		err = errors.Join(err, m.flush(ctx))
 	}
@@ -367,7 +376,7 @@ func (m *machine) tidy(ctx context.Context) {
 
 // unstarted: a start of ours did not even become one, so that no entry tells
 // of it. It counts as a failed one.
-func (m *machine) unstarted(ctx context.Context, reason string, err error) {
+func (m *machine) unstarted(reason string, err error) {
 	if m.st.State != root.StateRestarting && m.st.State != root.StateStarting {
 		return // the journal told
 	}

@@ -90,7 +90,7 @@ func (m *machine) beside(ctx context.Context, commit func(context.Context) (int6
 		return err
 	}
 	m.rev = max(m.rev, rev)
-	m.switchOver(began)
+	m.switchOver(began, false)
 	if m.st.Stamp.Before(cand.stamp) {
 		m.st.Stamp = cand.stamp
 	}
@@ -110,7 +110,7 @@ func (m *machine) afterwards(ctx context.Context, commit func(context.Context) (
 	m.wantStart = ""
 	if wasRunning {
 		m.st.State = root.StateReplacing
-		m.st.UpdatedAt, m.dirty = began, true
+		m.event("update", root.StateReplacing, orders.SourceUser, "")
 		if err := m.flush(ctx); err != nil {
 			return err
 		}
@@ -127,7 +127,7 @@ func (m *machine) afterwards(ctx context.Context, commit func(context.Context) (
 		return err
 	}
 	m.rev = max(m.rev, rev)
-	m.switchOver(began)
+	m.switchOver(began, wasRunning)
 	m.st.State = root.StateStopped
 	if !m.rec.Spec.Launch {
 		return nil
@@ -146,8 +146,8 @@ func (m *machine) afterwards(ctx context.Context, commit func(context.Context) (
 }
 
 // switchOver makes the candidate the machine's version. What was left to do
-// for the old one goes with it.
-func (m *machine) switchOver(began time.Time) {
+// for the old one goes with it. told says that the update is an event already.
+func (m *machine) switchOver(began time.Time, told bool) {
 	m.inst, m.cand = m.cand, nil
 	m.wantLease = true
 	m.rec = m.inst.machine
@@ -155,7 +155,9 @@ func (m *machine) switchOver(began time.Time) {
 	m.policy.Stop()
 	m.tries = retries{}
 	m.st.Restarts, m.st.Exit, m.st.Checks, m.st.Message = 0, nil, nil, ""
-	m.event("update", root.StateReplacing, orders.SourceUser, "")
+	if !told {
+		m.event("update", root.StateReplacing, orders.SourceUser, "")
+	}
 	m.event("launch", root.StateCreated, orders.SourceUser, "")
 	m.publish()
 	m.a.log.Info("machine replaced", "machine", m.id, "app", m.rec.App, "took", time.Since(began))

@@ -86,14 +86,16 @@ func (m *machine) unknown() {
 		m.begun()
 	case root.StateStopped, root.StateFailed:
 		m.wantSet = true
+	case root.StateRestarting:
+		m.wantStart = reasonReboot
 	case root.StateStopping, root.StateSuspending, root.StateSuspended:
 		m.st.State = root.StateStopped
-		pushExit(&m.st, orders.Entry{At: now, Reason: reasonReboot}, root.Exit{Code: -1, Signal: -1, RequestedStop: true, Error: reasonReboot, At: now})
+		pushExit(&m.st, orders.Entry{At: now, Reason: orders.ReasonHostRestarted}, root.Exit{Code: -1, Signal: -1, RequestedStop: true, Error: orders.ReasonHostRestarted, At: now})
 		m.st.UpdatedAt, m.dirty = now, true
 		m.wantSet = true
 	default: // it ran
 		m.st.State = root.StateRestarting
-		pushExit(&m.st, orders.Entry{At: now, Reason: reasonReboot}, root.Exit{Code: -1, Signal: -1, Restarting: true, Error: reasonReboot, At: now})
+		pushExit(&m.st, orders.Entry{At: now, Reason: orders.ReasonHostRestarted}, root.Exit{Code: -1, Signal: -1, Restarting: true, Error: orders.ReasonHostRestarted, At: now})
 		m.st.UpdatedAt, m.dirty = now, true
 		m.wantStart = reasonReboot
 	}
@@ -119,6 +121,8 @@ func (m *machine) lost(e orders.Entry) {
 	switch t.step {
 	case stepStart:
 		m.wantStart = reasonRestart
+	case stepReboot:
+		m.wantStart = reasonReboot
 	case stepRetry:
 		m.policy.Reset(t.delay)
 	case stepDestroy:

@@ -15,7 +15,7 @@ const (
 	reasonLaunch  = "launch"
 	reasonRestart = "restart requested"
 	reasonPolicy  = "restart policy"
-	reasonReboot  = "the host restarted"
+	reasonReboot  = "started again with the host"
 	reasonUpdate  = "update"
 )
 
@@ -31,6 +31,7 @@ type step uint8
 const (
 	stepNone    step = iota
 	stepStart        // a requested restart: start at once
+	stepReboot       // it ended with the host: start as soon as the host is back
 	stepRetry        // a policy restart: start after the delay
 	stepDestroy      // auto_destroy
 )
@@ -111,6 +112,11 @@ func tell(st *root.Status, c *root.Config, r *retries, e orders.Entry, problem b
 		st.State = root.StateSuspended
 		push(st, e, "suspend", root.StateSuspended, e.Source)
 	case orders.EntryStopping:
+		if e.Reason == orders.ReasonHostShutdown && ran(st.State) {
+			st.State = root.StateRestarting
+			push(st, e, "stop", root.StateStopping, e.Source)
+			break
+		}
 		st.State = root.StateStopping
 		if e.Reason == reasonRestart {
 			push(st, e, "restart", root.StateStopping, e.Source)
@@ -136,7 +142,26 @@ func exited(st *root.Status, c *root.Config, r *retries, e orders.Entry) turn {
 	if x.OOMKilled && !x.RequestedStop {
 		st.Message = fmt.Sprintf("a process was killed because the machine used up its %d MB of memory; a larger guest.memory_mb or init.swap_size_mb may help", c.Guest.Memory.MiB())
 	}
-	if x.RequestedStop && len(st.Events) > 0 && st.Events[0].Type == "restart" {
+	newest := root.Event{}
+	if len(st.Events) > 0 {
+		newest = st.Events[0]
+	}
+	withHost := e.Reason == orders.ReasonHostRestarted && ran(st.State) ||
+		newest.Reason == orders.ReasonHostShutdown && st.State == root.StateRestarting
+	switch {
+	case withHost && c.AutoDestroy: // a job that was cut off is not done twice
+		st.State = root.StateStopped
+		pushExit(st, e, x)
+		return turn{step: stepDestroy}
+	case withHost:
+		st.State = root.StateRestarting
+		x.Restarting = true
+		pushExit(st, e, x)
+		return turn{step: stepReboot}
+	case e.Reason == orders.ReasonHostRestarted:
+		x.RequestedStop = true // it was suspended, or about to stop
+	}
+	if x.RequestedStop && newest.Type == "restart" {
 		st.State = root.StateRestarting
 		pushExit(st, e, x)
 		return turn{step: stepStart}
@@ -159,6 +184,15 @@ func exited(st *root.Status, c *root.Config, r *retries, e orders.Entry) turn {
 		t.step = stepDestroy
 	}
 	return t
+}
+
+// ran reports whether a machine in state s was meant to run.
+func ran(s root.State) bool {
+	switch s {
+	case root.StateStarting, root.StateStarted, root.StateRestarting, root.StateReplacing, root.StateUpdating:
+		return true
+	}
+	return false
 }
 
 // failed: a start did not work. Who ordered it was told; only a start of ours

@@ -16,3 +16,10 @@ func (c *Client) Note(ctx context.Context, id root.InstanceID, line string) erro
 	_, err := c.order(ctx, id, "/note", Note{Line: line})
 	return err
 }
+
+// Reasons in the journal of ends that nobody asked for: what ran is started
+// again.
+const (
+	ReasonHostRestarted = "the host was restarted" // of EntryExited
+	ReasonHostShutdown  = "host shutdown"          // of EntryStopping, see Shutdown
+)

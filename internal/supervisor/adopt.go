@@ -125,7 +125,7 @@ func (a *slots) adopt(rebooted bool, edge childProcess) error {
 			e.Type, e.Exit = orders.EntryExited, &orders.Exit{Code: -1, Requested: last.Type == orders.EntryStopping}
 			e.Reason = "it ended while the platform was down"
 			if rebooted {
-				e.Reason = "the host was restarted"
+				e.Reason = orders.ReasonHostRestarted
 			}
 			a.journal.append(e)
 			e.Exit, e.Reason = nil, ""
@@ -173,27 +173,29 @@ func (a *slots) adoptSlot(f slotFile, last orders.Entry, byContainer map[string]
 	}
 	phase := orders.PhaseAfter(last.Type)
 	if b := f.Running; b != nil {
-		c, exists := byContainer[b.Container]
 		delete(byContainer, b.Container)
 		r := &run{boot: *b, pid: f.PID, procStart: f.ProcStart, startedAt: f.StartedAt, source: s.source(), ended: make(chan struct{}), oomKills: f.OOMKills}
 		s.run = r
 		s.phase = phase
-		exited, err := a.adoptRun(r, exists && c.Running)
+		exited, err := a.adoptRun(r)
 		if err != nil {
-			a.log.Info("machine ended while nobody watched", "machine", s.machine, "instance", s.id)
+			a.log.Info("machine ended while the platform was away", "machine", s.machine, "instance", s.id, "err", err)
+		}
+		code := -1
+		if f.Exit != nil {
+			code = *f.Exit
 		}
 		r.stopAsked = phase == orders.PhaseStopping
 		a.share(s)
 		a.resettle(s, r, exited == nil)
 		a.tasks.Go(func() {
 			if exited == nil {
-				s.exited(r, -1)
+				s.exited(r, code)
 				return
 			}
-			select {
-			case code := <-exited:
+			if code, ok := await(a.ctx, exited); ok {
 				s.exited(r, code)
-			case <-a.ctx.Done():
+			} else {
 				s.leave(r)
 			}
 		})
@@ -223,7 +225,7 @@ func (a *slots) share(s *slot) {
 }
 
 // adoptRun takes over a running boot's process and output.
-func (a *slots) adoptRun(r *run, running bool) (<-chan int, error) {
+func (a *slots) adoptRun(r *run) (<-chan int, error) {
 	if f := a.terminals[r.boot.Container]; f != nil {
 		delete(a.terminals, r.boot.Container)
 		r.out = carry(f, a.logs.stream(r.source))
@@ -234,9 +236,6 @@ func (a *slots) adoptRun(r *run, running bool) (<-chan int, error) {
 		} else {
 			a.log.Warn("machine output not taken over", "machine", r.boot.Machine, "err", err)
 		}
-	}
-	if !running {
-		return nil, errGone(r.boot.Instance)
 	}
 	return a.foreign.watch(a.ctx, r.pid, r.procStart)
 }

@@ -24,7 +24,7 @@ func (a *slots) stopAll(ctx context.Context) error {
 			s.removing = true
 			s.notify()
 			s.mu.Unlock()
-			_, err := s.stop(ctx, orders.Stop{Source: orders.SourceHost, Reason: "host shutdown"})
+			_, err := s.stop(ctx, orders.Stop{Source: orders.SourceHost, Reason: orders.ReasonHostShutdown})
 			s.mu.Lock()
 			r := s.run
 			s.mu.Unlock()
