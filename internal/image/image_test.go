@@ -6,6 +6,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -330,6 +331,10 @@ func TestLoadRefuses(t *testing.T) {
 	}
 	foreign := demo
 	foreign.Arch = "s390x"
+	var files []imagetest.Entry
+	for i := range maxArchiveFiles + 1 {
+		files = append(files, imagetest.File(strconv.Itoa(i), "", 0o644))
+	}
 	device := imagetest.Entry{Header: tar.Header{Name: "../dev", Typeflag: tar.TypeChar, Devmajor: 1, Devminor: 3}}
 	for _, tc := range []struct {
 		name    string
@@ -340,6 +345,7 @@ func TestLoadRefuses(t *testing.T) {
 		{"not an archive", []byte("hello"), "a:1", "damaged"},
 		{"empty", nil, "a:1", "archive"},
 		{"some tar", imagetest.Tar(t, imagetest.File("a", "b", 0o644)), "a:1", "neither an OCI layout nor"},
+		{"root file system", imagetest.Tar(t, files...), "a:1", "so it is no image"},
 		{"cut off", good[:len(good)/2], "", "damaged"},
 		{"damaged layer", flipped, "", "damaged"},
 		{"no name", imagetest.OCI(t, imagetest.Image{Layers: demo.Layers}), "", "give a name"},

@@ -49,7 +49,7 @@ func (s *Store) Load(ctx context.Context, r io.Reader, as string) (loaded []root
 	defer plain.Close()
 	// Blobs are written under the names they have in the archive. Two loads
 	// must not meet there, and none may go on where a broken one ended.
-	top, err := archive.ImportIndex(ctx, prefixed{s.content, "load-" + ulid.Make().String() + "-"}, plain)
+	top, err := archive.ImportIndex(ctx, &prefixed{Store: s.content, prefix: "load-" + ulid.Make().String() + "-"}, plain)
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
@@ -173,18 +173,28 @@ func (s *Store) entries(ctx context.Context, top ocispec.Descriptor) ([]entry, e
 	return all, nil
 }
 
-// prefixed is a content store whose half-made blobs have names of their own.
+// maxArchiveFiles is far above what an image archive holds. One with more is
+// something else, a root file system perhaps, and each file costs a wait for
+// the disk before the importer finds out.
+const maxArchiveFiles = 2000
+
+// prefixed is a content store for one import, in one goroutine, whose
+// half-made blobs have names of their own.
 type prefixed struct {
 	content.Store
 	prefix string
+	files  int
 }
 
-func (p prefixed) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
+func (p *prefixed) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
 	var o content.WriterOpts
 	for _, opt := range opts {
 		if err := opt(&o); err != nil {
 			return nil, err
 		}
+	}
+	if p.files++; p.files > maxArchiveFiles {
+		return nil, root.Errorf(root.Invalid, "the archive has more than %d files, so it is no image: make one with \"docker save\" or an OCI builder", maxArchiveFiles)
 	}
 	if o.Ref == "" {
 		return nil, fmt.Errorf("write blob without reference: %w", errdefs.ErrInvalidArgument)
@@ -192,6 +202,6 @@ func (p prefixed) Writer(ctx context.Context, opts ...content.WriterOpt) (conten
 	return p.Store.Writer(ctx, content.WithRef(p.prefix+o.Ref), content.WithDescriptor(o.Desc))
 }
 
-func (p prefixed) Abort(ctx context.Context, ref string) error {
+func (p *prefixed) Abort(ctx context.Context, ref string) error {
 	return p.Store.Abort(ctx, p.prefix+ref)
 }

@@ -40,7 +40,7 @@ const (
 // own registry. Peers must be root. It returns when ctx ends, having cut off
 // what was in progress, or when l fails; l is closed.
 func (s *Store) Serve(ctx context.Context, l net.Listener) error {
-	srv := grpc.NewServer(grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage))
+	srv := grpc.NewServer(grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage), grpc.WaitForHandlers(true))
 	contentapi.RegisterContentServer(srv, contentserver.New(s.content))
 	leasesapi.RegisterLeasesServer(srv, &leaseService{lm: s.leases})
 	snapshotsapi.RegisterSnapshotsServer(srv, &snapshotService{sn: s.snap})
