@@ -56,7 +56,11 @@ func Run(ctx context.Context, runDir string) error {
 	if err != nil {
 		return fmt.Errorf("builder: %w", err)
 	}
-	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(cfg.LogLevel)); err != nil {
+		return fmt.Errorf("builder: log level: %w", err)
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})).With("process", "builder")
 	l, err := ipc.Listen(cfg.BuilderSocket(), 0o600)
 	if err != nil {
 		return fmt.Errorf("builder: %w", err)

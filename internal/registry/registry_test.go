@@ -377,6 +377,27 @@ func TestBadRequests(t *testing.T) {
 	}
 }
 
+// A client learns from the challenge how to log in.
+func TestChallenge(t *testing.T) {
+	t.Parallel()
+	_, srv := serve(t)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, srv.URL+"/v2/", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := srv.Client().Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if got := resp.Header.Get("WWW-Authenticate"); resp.StatusCode != http.StatusUnauthorized || got != `Basic realm="roost"` {
+		t.Errorf("got %d, challenge %q", resp.StatusCode, got)
+	}
+	if got := resp.Header.Get("Docker-Distribution-Api-Version"); got != "registry/2.0" {
+		t.Errorf("version header: got %q", got)
+	}
+}
+
 func TestTagPages(t *testing.T) {
 	t.Parallel()
 	_, srv := serve(t)
