@@ -366,6 +366,17 @@ func (c *Client) ReleaseLease(ctx context.Context, app, id string) error {
 	return c.Do(ctx, http.MethodDelete, machinePath(app, id)+"/lease", nil, nil)
 }
 
+// Busy keeps the machine the process runs on from being put to sleep for ttl,
+// up to an hour, however little it seems to do; zero ends it. It is for work
+// without a request, works over the machine's own socket (SocketURL) only, and
+// exists on Roost only.
+func (c *Client) Busy(ctx context.Context, ttl time.Duration) error {
+	if ttl == 0 {
+		return c.Do(ctx, http.MethodDelete, "/.fly/busy", nil, nil)
+	}
+	return c.Do(ctx, http.MethodPut, "/.fly/busy?"+url.Values{"ttl": {ttl.String()}}.Encode(), nil, nil)
+}
+
 // CreateApp makes an app. A taken name is an *Error with Code "name_taken".
 func (c *Client) CreateApp(ctx context.Context, in CreateAppRequest) (*App, error) {
 	return call[*App](ctx, c, http.MethodPost, "/v1/apps", in)

@@ -1,6 +1,7 @@
 package serverless_test
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -27,7 +28,7 @@ func ExampleNew() {
 
 	// Without the platform, for example on your own computer, all is local.
 	w := httptest.NewRecorder()
-	handler.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/receipts", nil))
+	handler.ServeHTTP(w, httptest.NewRequestWithContext(context.Background(), http.MethodGet, "/receipts", nil))
 	fmt.Print(w.Body)
 	// Output: a large document
 }
@@ -48,7 +49,7 @@ func ExampleServerless_Wrap() {
 	defer s.Close()
 	handler := s.Wrap(http.NotFoundHandler())
 
-	r := httptest.NewRequest(http.MethodGet, "/receipts", nil)
+	r := httptest.NewRequestWithContext(context.Background(), http.MethodGet, "/receipts", nil)
 	r.Header.Set("Fly-Request-Id", "01JNRQ9VZ0000000000000000-loc") // the proxy sets it
 	w := httptest.NewRecorder()
 	handler.ServeHTTP(w, r)

@@ -38,7 +38,7 @@ type platform struct {
 	program func(id string) http.Handler
 }
 
-func newPlatform(t testing.TB) *platform {
+func newPlatform(t *testing.T) *platform {
 	t.Helper()
 	p := startPlatform()
 	t.Cleanup(p.Close)
@@ -186,7 +186,7 @@ func (p *platform) options(m *machines.Machine, digest string, isServerless bool
 }
 
 // start runs a process of the app on a new machine and returns its middleware.
-func (p *platform) start(t testing.TB, name, digest string, change func(*serverless.Options)) (*serverless.Serverless, string) {
+func (p *platform) start(t *testing.T, name, digest string, change func(*serverless.Options)) (*serverless.Serverless, string) {
 	t.Helper()
 	yes := true
 	p.mu.Lock()
@@ -224,7 +224,7 @@ func program(id string) http.Handler {
 }
 
 // ask sends a request to one machine through the proxy, which follows replays.
-func (p *platform) ask(t testing.TB, machine, method, path, body string) *httptest.ResponseRecorder {
+func (p *platform) ask(t *testing.T, machine, method, path, body string) *httptest.ResponseRecorder {
 	t.Helper()
 	header := http.Header{"Fly-Request-Id": {"01REQUEST-loc"}}
 	issuer := ""

@@ -134,7 +134,7 @@ func (p *pool) machine(ctx context.Context) (string, error) {
 	case f == nil:
 		f = &flight{done: make(chan struct{})}
 		p.flight = f
-		p.running.Go(func() { p.run(f, id) })
+		p.running.Go(func() { p.run(f, id) }) //nolint:contextcheck // it is for every request that waits, so it must not end with one of them
 	}
 	p.mu.Unlock()
 	var enough <-chan time.Time

@@ -240,7 +240,7 @@ func query[T any](ctx context.Context, db *sql.DB, scan func(*sql.Rows, *T) erro
 	if err != nil {
 		return nil, err
 	}
-	defer rows.Close()
+	defer rows.Close() //nolint:errcheck // rows.Err tells
 	var list []T
 	for rows.Next() {
 		var v T

@@ -19,13 +19,13 @@ import (
 	"time"
 )
 
-func newStore(t testing.TB) *store {
-	t.Helper()
-	s, err := openStore(t.Context())
+func newStore(tb testing.TB) *store {
+	tb.Helper()
+	s, err := openStore(tb.Context())
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(s.close)
+	tb.Cleanup(s.close)
 	return s
 }
 

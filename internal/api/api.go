@@ -9,7 +9,7 @@
 package api
 
 import (
-	"context"
+	"errors"
 	"log/slog"
 	"net/http"
 	"runtime/debug"
@@ -31,16 +31,14 @@ type Options struct {
 	Auth    *auth.Verifier
 	// Catalog tells whose socket a machine's socket is.
 	Catalog interface{ Snapshot() *root.Snapshot }
-	// Busy, if set, keeps a machine from being put to sleep for a while.
-	Busy   func(ctx context.Context, id root.MachineID, ttl time.Duration) error
-	Region root.Region // this host's
-	Log    *slog.Logger
+	Region  root.Region // this host's
+	Log     *slog.Logger
 }
 
 // New returns the handler of the whole API.
 func New(o Options) http.Handler {
 	return newHandler(o, append(
-		machines.Routes(machines.Options{Apps: o.Control.Apps, Machines: o.Control.Machines, Hosts: o.Control.Hosts, Region: o.Region, Busy: o.Busy}),
+		machines.Routes(machines.Options{Apps: o.Control.Apps, Machines: o.Control.Machines, Hosts: o.Control.Hosts, Region: o.Region}),
 		roost.Routes(roost.Options{
 			Orgs: o.Control.Orgs, Tokens: o.Control.Tokens, Images: o.Control.Images, Logs: o.Control.Logs,
 			Hosts: o.Control.Hosts, Machines: o.Control.Machines, Log: o.Log,
@@ -71,7 +69,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if p == nil {
 			return
 		}
-		if p == http.ErrAbortHandler {
+		if err, ok := p.(error); ok && errors.Is(err, http.ErrAbortHandler) {
 			panic(p) // the way to end a connection
 		}
 		h.Log.Error("request panicked", "request_id", id, "method", r.Method, "path", r.URL.Path, "err", p, "stack", string(debug.Stack()))

@@ -3,7 +3,6 @@ package api
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -27,7 +26,6 @@ type world struct {
 	reader  string // of scope read
 	routes  []route.Route
 	catalog *root.Snapshot
-	busy    []string
 }
 
 type sourceOf map[root.TokenHash]*root.Token
@@ -51,17 +49,13 @@ func newWorld(t *testing.T) *world {
 	w.token, w.reader = issue(auth.ScopeOrg), issue(auth.ScopeRead)
 	ms := fakeMachines{w.fake}
 	w.routes = append(
-		machines.Routes(machines.Options{Apps: fakeApps{w.fake}, Machines: ms, Hosts: fakeHosts{}, Region: "loc",
-			Busy: func(_ context.Context, id root.MachineID, ttl time.Duration) error {
-				w.busy = append(w.busy, fmt.Sprint(id, " ", ttl))
-				return nil
-			}}),
+		machines.Routes(machines.Options{Apps: fakeApps{w.fake}, Machines: ms, Hosts: fakeHosts{}, Region: "loc"}),
 		roost.Routes(roost.Options{Orgs: fakeOrgs{}, Tokens: fakeTokens{}, Images: fakeImages{}, Logs: fakeLogs{}, Hosts: fakeHosts{}, Machines: ms})...)
 	h := newHandler(Options{
 		Auth: &auth.Verifier{Source: source, Now: time.Now}, Catalog: w, Region: "loc", Log: slog.New(slog.DiscardHandler),
 	}, w.routes)
 	w.Server = httptest.NewServer(h)
-	t.Cleanup(w.Server.Close)
+	t.Cleanup(w.Close)
 	w.apps["shop"] = &root.App{Name: "shop", ID: "abcdefghij012345", Org: "personal", Network: "default", CreatedAt: w.now}
 	return w
 }

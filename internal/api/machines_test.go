@@ -147,7 +147,6 @@ func TestAnswers(t *testing.T) {
 		{"org machines", "GET", "/v1/orgs/personal/machines", "", 200, `"app_name":"shop"`},
 		{"regions", "GET", "/v1/platform/regions", "", 200, `{"nearest":"loc","regions":[{"code":"loc"`},
 		{"token", "GET", "/v1/tokens/current", "", 200, `"token_id":"01org"`},
-		{"busy, not on its socket", "PUT", "/.fly/busy?ttl=60s", "", 403, "machine:busy"},
 
 		{"destroy, leased", "DELETE", m, "", 409, "lease currently held"},
 		{"release without the nonce", "DELETE", m + "/lease", "", 409, "lease currently held"},
@@ -177,19 +176,27 @@ func TestSummaryOmitsConfig(t *testing.T) {
 	}
 }
 
-// TestBusy: a machine holds a busy lease over its own socket, on itself.
-func TestBusy(t *testing.T) {
+// TestMachineSocket: without a token a machine may read its app's machines and
+// put itself to sleep, but make none.
+func TestMachineSocket(t *testing.T) {
 	w := newWorld(t)
 	id := w.create(t, minimal)
 	w.catalog = w.catalog.With(1, root.Change{Machine: w.machines[root.MachineID(id)]})
 	socket := []string{"Authorization", "", route.HeaderFront, "machine", route.HeaderMachine, id}
-	if a := w.do(t, "PUT", "/.fly/busy?ttl=90s", "", socket...); a.status != http.StatusOK || !slices.Equal(w.busy, []string{id + " 1m30s"}) {
-		t.Errorf("busy: got %d %s, held %v", a.status, a.body, w.busy)
+	tests := map[string]struct {
+		method, path, body string
+		status             int
+	}{
+		"list":    {"GET", "/v1/apps/shop/machines", "", http.StatusOK},
+		"suspend": {"POST", "/v1/apps/shop/machines/" + id + "/suspend", "", http.StatusOK},
+		"create":  {"POST", "/v1/apps/shop/machines", minimal, http.StatusForbidden},
+		"destroy": {"DELETE", "/v1/apps/shop/machines/" + id, "", http.StatusForbidden},
 	}
-	if a := w.do(t, "PUT", "/.fly/busy?ttl=100h", "", socket...); a.status != http.StatusBadRequest {
-		t.Errorf("busy for too long: got %d %s, want 400", a.status, a.body)
-	}
-	if a := w.do(t, "POST", "/v1/apps/shop/machines", minimal, socket...); a.status != http.StatusForbidden {
-		t.Errorf("create over the machine's socket: got %d %s, want 403", a.status, a.body)
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			if a := w.do(t, tt.method, tt.path, tt.body, socket...); a.status != tt.status {
+				t.Errorf("got %d %s, want %d", a.status, a.body, tt.status)
+			}
+		})
 	}
 }

@@ -1,7 +1,6 @@
 package machines
 
 import (
-	"cmp"
 	"errors"
 	"net"
 	"net/http"
@@ -10,7 +9,6 @@ import (
 
 	root "github.com/roost-run/roost"
 	"github.com/roost-run/roost/internal/api/route"
-	"github.com/roost-run/roost/internal/auth"
 	"github.com/roost-run/roost/internal/control"
 	"github.com/roost-run/roost/internal/orders"
 	public "github.com/roost-run/roost/machines"
@@ -215,35 +213,4 @@ func (h *handlers) currentToken(w http.ResponseWriter, r *http.Request) error {
 		token["restricted_to_machine"], token["source_machine_id"] = a.Machine, a.Machine
 	}
 	return route.WriteJSON(w, http.StatusOK, map[string]any{"tokens": []any{token}})
-}
-
-// The bounds of a busy lease: long enough for one piece of work, short enough
-// that a crashed app does not keep its machine awake.
-const (
-	defaultBusy = time.Minute
-	maxBusy     = time.Hour
-)
-
-// busy keeps the machine that asks, over its own socket, from being put to
-// sleep for ttl; "0s" ends it.
-func (h *handlers) busy(w http.ResponseWriter, r *http.Request) error {
-	id := root.MachineID(r.Header.Get(route.HeaderMachine))
-	if r.Header.Get(route.HeaderFront) != route.FrontMachine || id == "" {
-		return root.Errorf(root.Forbidden, "busy leases are asked for over the machine's own socket, /.fly/api")
-	}
-	if h.Busy == nil {
-		return root.Errorf(root.Unimplemented, "busy leases are not built yet")
-	}
-	text := cmp.Or(r.URL.Query().Get("ttl"), defaultBusy.String())
-	ttl, err := time.ParseDuration(text)
-	if err != nil || ttl < 0 || ttl > maxBusy {
-		return root.Errorf(root.Invalid, "query ttl: %q is not a duration from 0s to %s", route.Clip(text), maxBusy)
-	}
-	if err := route.Actor(r).Allow(auth.MachineBusy, route.Actor(r).Org, route.Actor(r).App, id); err != nil {
-		return err
-	}
-	if err := h.Busy(r.Context(), id, ttl); err != nil {
-		return err
-	}
-	return route.OK(w)
 }

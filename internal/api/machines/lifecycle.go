@@ -3,6 +3,7 @@ package machines
 import (
 	"cmp"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -236,10 +237,8 @@ func stopSignal(s string) (string, error) {
 			}
 		}
 	}
-	for _, name := range root.StopSignals {
-		if s == name {
-			return s, nil
-		}
+	if slices.Contains(root.StopSignals, s) {
+		return s, nil
 	}
 	return "", root.Errorf(root.Invalid, "signal: %q is not one of %s", route.Clip(s), strings.Join(root.StopSignals, ", "))
 }

@@ -59,8 +59,6 @@ type Options struct {
 	Machines Machines
 	Hosts    Hosts
 	Region   root.Region // this host's
-	// Busy, if set, keeps a machine from being put to sleep for ttl.
-	Busy func(ctx context.Context, id root.MachineID, ttl time.Duration) error
 }
 
 type handlers struct{ Options }
@@ -116,7 +114,5 @@ func Routes(o Options) []route.Route {
 		{Method: http.MethodGet, Pattern: "/v1/orgs/{org}/machines", Permission: auth.AppList, Handler: h.orgMachines},
 		{Method: http.MethodGet, Pattern: "/v1/platform/regions", Permission: auth.HostRead, Handler: h.regions},
 		{Method: http.MethodGet, Pattern: "/v1/tokens/current", Permission: auth.AppRead, Handler: h.currentToken},
-
-		{Method: http.MethodPut, Pattern: "/.fly/busy", Permission: auth.MachineBusy, Handler: h.busy},
 	}
 }
