@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -352,4 +353,99 @@ func flip(data []byte, at int) []byte {
 	data = bytes.Clone(data)
 	data[at] ^= 1
 	return data
+}
+
+// TestCloseLeavesNothing is not parallel: it looks at all goroutines.
+func TestCloseLeavesNothing(t *testing.T) {
+	m := open(t, Options{Dir: t.TempDir()})
+	put(t, m, "a", "1")
+	watch := m.Client().Watch(t.Context(), "a")
+	socket := m.socket()
+	closeMember(t, m)
+	for range watch { // ends with the client
+	}
+	if _, err := os.Stat(socket); !os.IsNotExist(err) {
+		t.Errorf("socket: got %v, want it gone", err)
+	}
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		stacks := make([]byte, 4<<20)
+		stacks = stacks[:runtime.Stack(stacks, true)]
+		var left []string
+		for _, g := range strings.Split(string(stacks), "\n\n") {
+			if strings.Contains(g, "go.etcd.io/etcd/server") || strings.Contains(g, "etcd.(*Member)") {
+				left = append(left, g)
+			}
+		}
+		if len(left) == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("goroutines left after close:\n%s", strings.Join(left, "\n\n"))
+		}
+		runtime.Gosched()
+	}
+}
+
+// BenchmarkPut is a durable write, with what the log's sync takes of it.
+func BenchmarkPut(b *testing.B) {
+	dir, err := os.MkdirTemp("", "roost-etcd-")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	m, err := Open(b.Context(), Options{Dir: dir, Socket: filepath.Join(dir, "s"), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		b.Fatal(err)
+	}
+	value := strings.Repeat("x", 1024)
+	m.measureFsync()
+	for b.Loop() {
+		if _, err := m.Client().Put(b.Context(), "a", value); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.StopTimer()
+	b.ReportMetric(float64(m.measureFsync().Nanoseconds()), "fsync-ns")
+	if err := m.Close(); err != nil {
+		b.Fatal(err)
+	}
+}
+
+// BenchmarkOpen starts over 60,000 keys.
+func BenchmarkOpen(b *testing.B) {
+	dir, err := os.MkdirTemp("", "roost-etcd-")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	start := func() *Member {
+		m, err := Open(b.Context(), Options{Dir: dir, Socket: filepath.Join(dir, "s"), Log: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			b.Fatal(err)
+		}
+		return m
+	}
+	m := start()
+	value := strings.Repeat("x", 1024)
+	for i := 0; i < 60_000; i += 100 {
+		var ops []clientv3.Op
+		for j := range 100 {
+			ops = append(ops, clientv3.OpPut(fmt.Sprint("key", i+j), value))
+		}
+		if _, err := m.Client().Txn(b.Context()).Then(ops...).Commit(); err != nil {
+			b.Fatal(err)
+		}
+	}
+	if err := m.Close(); err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		m := start()
+		b.StopTimer()
+		if err := m.Close(); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+	}
 }
