@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -628,4 +629,62 @@ func TestResolvedImageStays(t *testing.T) {
 	if err := s.Protect(t.Context(), "machine/1", img.Digest); err != nil {
 		t.Errorf("protect: %v", err)
 	}
+}
+
+// Loading, mounting and removing go on while garbage is collected all the time.
+func TestCollectBesideEverything(t *testing.T) {
+	t.Parallel()
+	s := open(t, Options{KeepFor: time.Minute})
+	done := make(chan struct{})
+	var collector, users sync.WaitGroup
+	collector.Go(func() {
+		for {
+			select {
+			case <-done:
+				return
+			default:
+			}
+			if _, err := s.Collect(t.Context()); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	dir := t.TempDir()
+	for n := range 4 {
+		users.Go(func() {
+			// Two names for the same layers, and layers of its own.
+			img := imagetest.Image{Name: fmt.Sprintf("user%d:1", n), Layers: [][]imagetest.Entry{base, {imagetest.File("own", strconv.Itoa(n/2), 0o644)}}}
+			img.Config.Env = []string{fmt.Sprint("N=", n)}
+			archive := imagetest.OCI(t, img)
+			key := fmt.Sprint("m", n)
+			target := filepath.Join(dir, key)
+			for range 5 {
+				loaded, err := s.Load(t.Context(), bytes.NewReader(archive), "")
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if err := s.Mount(t.Context(), key, loaded[0].Digest, target); err != nil {
+					t.Error(err)
+					return
+				}
+				for file, want := range map[string]string{"own": strconv.Itoa(n / 2), "etc/name": "base"} {
+					if got, err := os.ReadFile(filepath.Join(target, file)); err != nil || string(got) != want {
+						t.Errorf("%s: got %q, %v", file, got, err)
+					}
+				}
+				if err := s.Unmount(t.Context(), key, target); err != nil {
+					t.Error(err)
+				}
+				if err := s.Remove(t.Context(), img.Name); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	users.Wait()
+	close(done)
+	collector.Wait()
+	empty(t, s)
 }
