@@ -187,7 +187,7 @@ func (a *slots) adoptSlot(f slotFile, last orders.Entry, byContainer map[string]
 		}
 		r.stopAsked = phase == orders.PhaseStopping
 		a.share(s)
-		a.resettle(s, r, exited == nil)
+		a.resettle(s, r, exited != nil)
 		a.tasks.Go(func() {
 			if exited == nil {
 				s.exited(r, code)

@@ -28,6 +28,8 @@ func (s *server) exec(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer sl.exit()
+	s.slots.tasks.Add(1)
+	defer s.slots.tasks.Done()
 	c, err := ipc.Upgrade(w, r)
 	if err != nil {
 		ipc.WriteError(w, err)

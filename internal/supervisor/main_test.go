@@ -125,6 +125,9 @@ func newWorld(t *testing.T, d runtime.Driver) *world {
 		}
 	})
 	t.Cleanup(func() {
+		if life.Err() != nil {
+			return // a successor has taken everything over
+		}
 		for _, s := range w.list() {
 			if err := s.remove(context.WithoutCancel(t.Context())); err != nil {
 				t.Errorf("remove: %v", err)

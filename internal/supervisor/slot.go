@@ -46,6 +46,7 @@ type slot struct {
 	leaseUntil time.Time
 	execs      int
 	removing   bool
+	lateExit   *int // code of an exit that this process did not deal with any more
 	reclaimed  bool
 	swapped    root.Bytes         // what the last reclaim took: a wake needs it back
 	reclaimDue time.Time          // zero: not waiting for a reclaim
@@ -115,6 +116,9 @@ func (s *slot) land(f *flight) {
 }
 
 func (s *slot) gaveUp(ctx context.Context) error {
+	if errors.Is(context.Cause(ctx), errGoingAway) || s.all.ctx.Err() != nil {
+		return &root.Error{Kind: root.Unavailable, Message: "the platform's server process is going away, try again", Err: context.Cause(ctx)}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	what := "is still " + string(s.phase)
@@ -268,7 +272,7 @@ func (s *slot) resume(ctx context.Context, o orders.Start) (orders.Started, erro
 		admitted, err := s.all.memory.admit(ctx, swapped, string(s.machine), s.all.reclaimOne)
 		if err != nil {
 			s.mu.Lock()
-			s.swapped = swapped
+			s.swapped, s.reclaimDue = swapped, time.Now().Add(s.all.reclaimAfter)
 			s.mu.Unlock()
 			return orders.Started{}, err
 		}
@@ -413,14 +417,28 @@ func (s *slot) launch(ctx context.Context, b orders.Boot) (_ *run, err error) {
 	s.run = r
 	s.mu.Unlock()
 	s.all.tasks.Go(func() {
-		select {
-		case e := <-exit:
+		if e, ok := await(s.all.ctx, exit); ok {
 			s.exited(r, e.Status)
-		case <-s.all.ctx.Done():
+		} else {
 			s.leave(r)
 		}
 	})
 	return r, nil
+}
+
+// await receives from ch; false means that ctx ended first.
+func await[T any](ctx context.Context, ch <-chan T) (v T, ok bool) {
+	select {
+	case v := <-ch:
+		return v, true
+	case <-ctx.Done():
+	}
+	select { // both, perhaps
+	case v := <-ch:
+		return v, true
+	default:
+		return v, false
+	}
 }
 
 // leave lets go of a run that goes on without this process.
@@ -439,7 +457,11 @@ func (s *slot) exited(r *run, code int) {
 	f, err := s.claim(s.all.ctx)
 	if err != nil {
 		s.leave(r)
-		return // the next server process finds it ended
+		s.mu.Lock()
+		s.lateExit = &code
+		s.mu.Unlock()
+		s.save() // for the next server process
+		return
 	}
 	defer close(r.ended)
 	defer s.land(f)

@@ -151,6 +151,15 @@ func (a *slots) newSlot(id root.InstanceID) (*slot, error) {
 	return s, nil
 }
 
+// quiesce waits until nothing is under way and lets nothing begin.
+func (a *slots) quiesce(ctx context.Context) {
+	for _, s := range a.list() {
+		if _, err := s.claim(ctx); err != nil {
+			a.log.Warn("an operation is cut off", "machine", s.machine, "err", err)
+		}
+	}
+}
+
 // forget drops a slot and what the supervisor made for it; false if it was
 // gone already.
 func (a *slots) forget(s *slot) bool {
@@ -245,6 +254,7 @@ type slotFile struct {
 	ProcStart  uint64       `json:",omitempty"`
 	StartedAt  time.Time
 	OOMKills   uint64 `json:",omitempty"`
+	Exit       *int   `json:",omitempty"` // of Running, seen but not dealt with
 	LeaseUntil time.Time
 	Socket     uint64 // inode of the listener of /.fly/api
 }
@@ -258,6 +268,7 @@ func (s *slot) save() {
 	f := slotFile{Machine: s.machine, App: s.app, Instance: s.id, Generation: s.generation, Next: s.next, LeaseUntil: s.leaseUntil}
 	if r := s.run; r != nil {
 		f.Running, f.PID, f.ProcStart, f.StartedAt, f.OOMKills = &r.boot, r.pid, r.procStart, r.startedAt, r.oomKills
+		f.Exit = s.lateExit
 	}
 	s.mu.Unlock()
 	f.Socket = inode(s.api)

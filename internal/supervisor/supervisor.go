@@ -30,13 +30,18 @@ import (
 	"github.com/roost-run/roost/internal/runtime/swap"
 )
 
-// closeTimeout bounds each step of going away.
-const closeTimeout = 30 * time.Second
+const (
+	// closeTimeout bounds what has to be done when the process goes away.
+	closeTimeout = 30 * time.Second
+	// shutdownTimeout is the longest that a machine's stop may take, and some.
+	shutdownTimeout = root.MaxStopTimeout + time.Minute
+)
 
 var (
-	errStopped  = errors.New("the server was told to stop")
-	errShutdown = errors.New("the server was told to shut down")
-	errUpgrade  = errors.New("the server replaces itself by the binary on disk")
+	errStopped   = errors.New("the server was told to stop")
+	errShutdown  = errors.New("the server was told to shut down")
+	errGoingAway = errors.New("the server process is going away")
+	errUpgrade   = errors.New("the server replaces itself by the binary on disk")
 )
 
 // server is the process.
@@ -232,7 +237,9 @@ func (s *server) serve(ctx, life context.Context, endLife context.CancelFunc, re
 	}
 	hs := ipc.NewServer(s.handler())
 	// Requests outlive ctx a little: an order under way is carried out.
-	hs.BaseContext = func(net.Listener) context.Context { return life }
+	requests, endRequests := context.WithCancelCause(life)
+	defer endRequests(errGoingAway)
+	hs.BaseContext = func(net.Listener) context.Context { return requests }
 	stopUpgrade := s.upgradeOn(syscall.SIGUSR2)
 	defer stopUpgrade()
 
@@ -267,11 +274,12 @@ func (s *server) serve(ctx, life context.Context, endLife context.CancelFunc, re
 	err = g.Wait()
 	cause := context.Cause(ctx)
 	s.log.Info("server is going away", "cause", cause)
-	close(s.closing)
-	s.builders.Wait()
-
 	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 	defer cancel()
+	close(s.closing)
+	endRequests(errGoingAway)
+	s.builders.Wait()
+	s.slots.quiesce(clean)
 	var undone error
 	if errors.Is(cause, errShutdown) {
 		undone = s.undo(clean)
@@ -304,6 +312,9 @@ func (s *server) shutdown(ctx context.Context, o orders.Shutdown) error {
 	}
 	// Control first, or it would start again what stops.
 	s.children.stopAll()
+	// Whoever asked may go away meanwhile.
+	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), shutdownTimeout, errors.New("the machines did not stop in time"))
+	defer cancel()
 	err := s.slots.stopAll(ctx)
 	s.end(errShutdown)
 	return err
