@@ -12,8 +12,8 @@ import (
 
 // terminalsVariable hands the terminals of machines to the next program: a
 // JSON object of descriptor numbers by container. Everything else is found as
-// after a crash.
-const terminalsVariable = "ROOST_KEPT_TERMINALS"
+// after a crash. It does not begin with ROOST_, as settings do.
+const terminalsVariable = "_ROOST_KEPT_TERMINALS"
 
 // replace puts the binary on disk into this process. Children stay children;
 // the sockets are taken out of the running edge again.
