@@ -133,7 +133,8 @@ func (p *process) open(ctx context.Context) error {
 	}
 	p.catalog = catalog.New(snapshot)
 	p.images, err = image.Open(ctx, image.Options{
-		Root: filepath.Join(p.cfg.Data, "images"), Budget: p.cfg.ImageBudget, Domain: p.cfg.Domain, Log: p.log,
+		Root: filepath.Join(p.cfg.Data, "images"), Budget: p.cfg.ImageBudget, Domain: p.cfg.Domain,
+		Addresses: registryAddresses(p.cfg.API), Log: p.log,
 	})
 	if err != nil {
 		return err

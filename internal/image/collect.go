@@ -248,7 +248,7 @@ func (s *Store) Usage(ctx context.Context) (Usage, error) {
 // Remove forgets the image that ref names and frees what nothing else holds.
 // A machine that needs it gives Precondition, naming who.
 func (s *Store) Remove(ctx context.Context, reference string) error {
-	r, err := parseRef(reference)
+	r, err := s.parse(reference)
 	if err != nil {
 		return err
 	}

@@ -332,10 +332,6 @@ func TestLoadRefuses(t *testing.T) {
 	}
 	foreign := demo
 	foreign.Arch = "s390x"
-	var files []imagetest.Entry
-	for i := range maxArchiveFiles + 1 {
-		files = append(files, imagetest.File(strconv.Itoa(i), "", 0o644))
-	}
 	device := imagetest.Entry{Header: tar.Header{Name: "../dev", Typeflag: tar.TypeChar, Devmajor: 1, Devminor: 3}}
 	for _, tc := range []struct {
 		name    string
@@ -346,7 +342,6 @@ func TestLoadRefuses(t *testing.T) {
 		{"not an archive", []byte("hello"), "a:1", "damaged"},
 		{"empty", nil, "a:1", "archive"},
 		{"some tar", imagetest.Tar(t, imagetest.File("a", "b", 0o644)), "a:1", "neither an OCI layout nor"},
-		{"root file system", imagetest.Tar(t, files...), "a:1", "so it is no image"},
 		{"cut off", good[:len(good)/2], "", "damaged"},
 		{"damaged layer", flipped, "", "damaged"},
 		{"no name", imagetest.OCI(t, imagetest.Image{Layers: demo.Layers}), "", "give a name"},
@@ -374,6 +369,22 @@ func TestLoadRefuses(t *testing.T) {
 			empty(t, s)
 		})
 	}
+}
+
+// A root file system is no image; that is found out before all of it is stored.
+func TestLoadRootFS(t *testing.T) {
+	t.Parallel()
+	s := open(t, Options{})
+	s.maxFiles = 10
+	var files []imagetest.Entry
+	for i := range 11 {
+		files = append(files, imagetest.File(strconv.Itoa(i), "", 0o644))
+	}
+	_, err := s.Load(t.Context(), bytes.NewReader(imagetest.Tar(t, files...)), "a:1")
+	if !root.IsKind(err, root.Invalid) || !strings.Contains(root.MessageOf(err), "so it is no image") {
+		t.Errorf("got %v, want Invalid", err)
+	}
+	empty(t, s)
 }
 
 // A symbolic link inside a layer may point anywhere, and writing through it
@@ -608,6 +619,25 @@ func TestConcurrentMountsOfOneKey(t *testing.T) {
 	}
 	if err := os.WriteFile(filepath.Join(target, "f"), nil, 0o644); err != nil {
 		t.Errorf("write: %v", err)
+	}
+}
+
+// An image pushed to the registry's address is found by that name.
+func TestRegistryAddress(t *testing.T) {
+	t.Parallel()
+	s := open(t, Options{Addresses: []string{"127.0.0.1:4280"}})
+	own := demo
+	own.Name = "registry.roost.test/shop:1"
+	img := load(t, s, own)
+	got, err := s.Resolve(t.Context(), "127.0.0.1:4280/shop:1")
+	if err != nil || got.Ref() != img.Ref() {
+		t.Errorf("got %s, %v; want %s", got.Ref(), err, img.Ref())
+	}
+	if _, err := s.Resolve(t.Context(), "127.0.0.1:4280/nothing:1"); !root.IsKind(err, root.NotFound) {
+		t.Errorf("an image that nobody pushed: got %v, want NotFound", err)
+	}
+	if err := s.Remove(t.Context(), "127.0.0.1:4280/shop:1"); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -25,7 +25,7 @@ import (
 func (s *Store) Load(ctx context.Context, r io.Reader, as string) (loaded []root.Image, err error) {
 	var asRef ref
 	if as != "" {
-		if asRef, err = parseRef(as); err != nil {
+		if asRef, err = s.parse(as); err != nil {
 			return nil, err
 		}
 		if asRef.domain == "" || asRef.digest != "" {
@@ -49,7 +49,7 @@ func (s *Store) Load(ctx context.Context, r io.Reader, as string) (loaded []root
 	defer plain.Close()
 	// Blobs are written under the names they have in the archive. Two loads
 	// must not meet there, and none may go on where a broken one ended.
-	top, err := archive.ImportIndex(ctx, &prefixed{Store: s.content, prefix: "load-" + ulid.Make().String() + "-"}, plain)
+	top, err := archive.ImportIndex(ctx, &prefixed{Store: s.content, prefix: "load-" + ulid.Make().String() + "-", files: s.maxFiles}, plain)
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
@@ -66,7 +66,7 @@ func (s *Store) Load(ctx context.Context, r io.Reader, as string) (loaded []root
 	named := map[ref]ocispec.Descriptor{}
 	var order []ref
 	for _, e := range entries {
-		names, err := e.names(asRef)
+		names, err := s.names(e, asRef)
 		if err != nil {
 			return nil, err
 		}
@@ -119,14 +119,14 @@ type entry struct {
 	name string // "docker.io/library/debian:12", or a bare tag, or nothing
 }
 
-func (e entry) names(as ref) ([]ref, error) {
+func (s *Store) names(e entry, as ref) ([]ref, error) {
 	if as.domain != "" {
 		return []ref{as}, nil
 	}
 	if e.name == "" {
 		return nil, nil
 	}
-	r, err := parseRef(e.name)
+	r, err := s.parse(e.name)
 	if err != nil {
 		return nil, err
 	}
@@ -183,7 +183,7 @@ const maxArchiveFiles = 2000
 type prefixed struct {
 	content.Store
 	prefix string
-	files  int
+	files  int // that may still come
 }
 
 func (p *prefixed) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
@@ -193,8 +193,8 @@ func (p *prefixed) Writer(ctx context.Context, opts ...content.WriterOpt) (conte
 			return nil, err
 		}
 	}
-	if p.files++; p.files > maxArchiveFiles {
-		return nil, root.Errorf(root.Invalid, "the archive has more than %d files, so it is no image: make one with \"docker save\" or an OCI builder", maxArchiveFiles)
+	if p.files--; p.files < 0 {
+		return nil, root.Errorf(root.Invalid, "the archive has thousands of files, so it is no image: make one with \"docker save\" or an OCI builder")
 	}
 	if o.Ref == "" {
 		return nil, fmt.Errorf("write blob without reference: %w", errdefs.ErrInvalidArgument)

@@ -66,7 +66,7 @@ const CodeRegistryUnauthorized = "registry_unauthorized"
 // here, by digest or else by name, and otherwise by Pull. The result is pinned
 // to the digest of the manifest for this host's platform.
 func (s *Store) Resolve(ctx context.Context, reference string) (root.Image, error) {
-	r, err := parseRef(reference)
+	r, err := s.parse(reference)
 	if err != nil {
 		return root.Image{}, err
 	}
@@ -84,7 +84,7 @@ func (s *Store) Resolve(ctx context.Context, reference string) (root.Image, erro
 // and with CodeRegistryUnauthorized a registry that wants other credentials),
 // Unavailable (registry out of reach, overloaded or broken).
 func (s *Store) Pull(ctx context.Context, reference string, progress func(Progress)) (root.Image, error) {
-	r, err := parseRef(reference)
+	r, err := s.parse(reference)
 	if err != nil {
 		return root.Image{}, err
 	}

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/distribution/reference"
@@ -84,6 +85,16 @@ func (r ref) name() string {
 
 func (r ref) image(d digest.Digest) root.Image {
 	return root.Image{Registry: r.domain, Repository: r.path, Tag: r.tag, Digest: root.Digest(d)}
+}
+
+// parse is parseRef with our registry under its one name, whichever address a
+// person used.
+func (s *Store) parse(reference string) (ref, error) {
+	r, err := parseRef(reference)
+	if err == nil && slices.Contains(s.o.Addresses, r.domain) {
+		r.domain = s.Registry()
+	}
+	return r, err
 }
 
 // Registry returns the name of our own registry.

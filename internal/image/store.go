@@ -60,6 +60,10 @@ type Options struct {
 	Budget root.Bytes // disk that images nobody needs may use; 0: none
 	Domain string     // our registry is "registry.<Domain>"; references to it are never pulled
 
+	// Addresses are where else our registry is reached ("127.0.0.1:4280"): who
+	// pushed there will ask for the image by that name.
+	Addresses []string
+
 	// KeepReleases is how many of the newest images of each repository of our
 	// own registry Collect leaves alone: nobody else has them. 0 means 3.
 	KeepReleases int
@@ -98,7 +102,8 @@ type Store struct {
 	leases  leases.Manager
 	images  images.Store
 
-	stall time.Duration // stallTimeout; tests shorten it
+	stall    time.Duration // stallTimeout; tests shorten it
+	maxFiles int           // maxArchiveFiles; tests lower it
 
 	flights sync.WaitGroup // unpacks that run on behalf of several callers
 
@@ -139,7 +144,7 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 		return nil, fmt.Errorf("open image store: %w", err)
 	}
 	s := &Store{
-		o: o, log: o.Log, stall: stallTimeout,
+		o: o, log: o.Log, stall: stallTimeout, maxFiles: maxArchiveFiles,
 		platform: platforms.OnlyStrict(platforms.DefaultSpec()),
 		mounts:   map[string]*mountRecord{},
 		used:     map[string]time.Time{},
