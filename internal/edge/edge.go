@@ -134,6 +134,13 @@ func (e *edge) run(ctx context.Context) error {
 	g.Go(func() error { return e.stops.Run(helpers) })
 	g.Go(func() error { return e.serveStatus(helpers) })
 
+	// A request that comes before the first account would be decided on old news.
+	select {
+	case <-e.live.ready:
+	case <-ctx.Done():
+	case <-time.After(startTimeout):
+		e.log.Warn("the server process gave no account of the machines", "after", startTimeout)
+	}
 	var servers errgroup.Group
 	dns, err := e.serve(&servers, names, files)
 	if err == nil {
@@ -277,12 +284,13 @@ func (e *edge) machine(id root.MachineID, app root.AppName, instance root.Instan
 func (e *edge) begun(all []orders.Instance) {
 	for _, i := range all {
 		m := e.machine(i.Machine, i.App, i.Instance)
-		switch i.Phase {
+		in, _ := e.live.get(i.Instance) // may be ahead of i
+		switch in.phase {
 		case orders.PhaseStarted:
 			e.started(m)
 		case orders.PhaseSuspended, orders.PhaseSuspending:
 			e.proxy.Suspended(m, false)
-			e.stops.Suspended(m.ID, i.Instance, i.Since)
+			e.stops.Suspended(m.ID, i.Instance, in.since)
 		case orders.PhaseStopped:
 			e.stopped(m)
 		}

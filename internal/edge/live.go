@@ -17,6 +17,8 @@ type live struct {
 	mu        sync.RWMutex
 	instances map[root.InstanceID]*instance
 	complete  bool // instances has all that the server process knows
+
+	ready chan struct{} // closed when complete became true
 }
 
 // instance is a value: entries replace it.
@@ -30,7 +32,9 @@ type instance struct {
 	ended   string    // how it last ended by itself
 }
 
-func newLive() *live { return &live{instances: make(map[root.InstanceID]*instance)} }
+func newLive() *live {
+	return &live{instances: make(map[root.InstanceID]*instance), ready: make(chan struct{})}
+}
 
 // State implements proxy.Live and nameserver's State: the newest news win.
 func (l *live) State(m *root.Machine) root.State {
@@ -108,6 +112,9 @@ func (l *live) reset(all []orders.Instance) (newest root.Stamp) {
 		if newest.Before(i.Stamp) {
 			newest = i.Stamp
 		}
+	}
+	if !l.complete {
+		close(l.ready)
 	}
 	l.instances, l.complete = next, true
 	return newest

@@ -2,11 +2,14 @@ package proxy
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"net"
+	"net/http"
 	"strconv"
 	"strings"
+	"sync/atomic"
 )
 
 // refusedHeader carries why a request's head was refused from the guard to
@@ -28,7 +31,7 @@ func (g guard) Accept() (net.Conn, error) {
 }
 
 // guardedConn passes on a connection's bytes message by message. One goroutine
-// reads at a time, as net/http does.
+// reads at a time, as net/http does; only next is shared.
 type guardedConn struct {
 	net.Conn
 	mode mode
@@ -37,7 +40,17 @@ type guardedConn struct {
 	scan int    // how much of the head was looked at: ends behind a line
 	left int64  // of a body with a length
 	body chunks
+
+	next atomic.Int32 // what follows a request that asks for an upgrade
 }
+
+// What follows a request that asks for an upgrade: nobody knows before it is
+// answered.
+const (
+	undecided int32 = iota
+	moreHTTP
+	otherProtocol
+)
 
 // mode is what the next byte that is not passed on belongs to.
 type mode uint8
@@ -46,6 +59,7 @@ const (
 	inHead mode = iota
 	inBody
 	inChunks
+	open    // behind a request that asks for an upgrade; see next
 	raw     // not HTTP any more, or net/http refuses it by itself
 	refused // what follows is dropped
 )
@@ -57,7 +71,13 @@ const (
 	maxDropped = 256 << 10
 )
 
-var errChunk = errors.New("malformed chunked body")
+var (
+	errChunk = errors.New("malformed chunked body")
+	errEarly = errors.New("too much was sent before an upgrade was answered")
+)
+
+// maxEarly bounds what is kept until an upgrade is answered.
+const maxEarly = 64 << 10
 
 func (c *guardedConn) Read(p []byte) (int, error) {
 	if len(p) == 0 {
@@ -100,6 +120,18 @@ func (c *guardedConn) Read(p []byte) (int, error) {
 		case inHead:
 			if len(c.buf) > c.scan && c.head() {
 				continue
+			}
+		case open:
+			switch c.next.Load() {
+			case moreHTTP:
+				c.mode = inHead
+				continue
+			case otherProtocol:
+				c.mode = raw
+				continue
+			}
+			if len(c.buf) > maxEarly {
+				return 0, errEarly
 			}
 		case refused:
 			_, _ = io.CopyN(io.Discard, c.Conn, maxDropped) // only for politeness
@@ -184,7 +216,7 @@ func (c *guardedConn) framing() bool {
 	head := c.buf[:c.scan]
 	line, rest, _ := bytes.Cut(head, []byte("\r\n"))
 	old := bytes.HasSuffix(line, []byte("HTTP/1.0"))
-	lengths, codings := 0, 0
+	lengths, codings, upgrade := 0, 0, false
 	var length, coding string
 	for len(rest) > 2 {
 		line, rest, _ = bytes.Cut(rest, []byte("\r\n"))
@@ -202,6 +234,8 @@ func (c *guardedConn) framing() bool {
 		case equalFold(name, "transfer-encoding"):
 			codings++
 			coding = string(bytes.TrimSpace(value))
+		case equalFold(name, "upgrade"):
+			upgrade = true
 		}
 	}
 	switch {
@@ -225,6 +259,10 @@ func (c *guardedConn) framing() bool {
 		if c.left = int64(n); n > 0 {
 			c.mode = inBody
 		}
+	}
+	if upgrade && c.mode == inHead {
+		c.mode = open
+		c.next.Store(undecided)
 	}
 	c.pass, c.scan = c.scan, 0
 	return true
@@ -250,8 +288,19 @@ func (c *guardedConn) CloseWrite() error {
 	return errors.New("no half-close")
 }
 
-// upgraded ends the watch over framing: the connection speaks something else.
-func (c *guardedConn) upgraded() { c.mode = raw }
+type guardKey struct{}
+
+// withGuard is a server's ConnContext: it lets decide find the connection.
+func withGuard(ctx context.Context, c net.Conn) context.Context {
+	return context.WithValue(ctx, guardKey{}, c)
+}
+
+// decide tells the guard what follows a request that asked for an upgrade.
+func decide(r *http.Request, next int32) {
+	if c, ok := r.Context().Value(guardKey{}).(*guardedConn); ok {
+		c.next.Store(next)
+	}
+}
 
 // chunks follows a chunked body (RFC 9112, section 7.1).
 type chunks struct {

@@ -43,6 +43,13 @@ func (p *Proxy) serveHTTP(w http.ResponseWriter, r *http.Request, port int) {
 	x := &exchange{id: ulid.Make().String() + "-" + string(p.o.Region), start: now, r: r, port: port, deadline: now.Add(p.o.HoldTimeout)}
 	x.stamp(w.Header())
 	defer p.record(x)
+	if r.Header.Get("Upgrade") != "" {
+		defer func() {
+			if !x.rec.Upgraded {
+				decide(r, moreHTTP)
+			}
+		}()
+	}
 	if f := p.exchange(w, x); f != nil {
 		x.rec.Code, x.rec.Status = f.Code, f.Status
 		x.rec.Err = f.Message
@@ -97,6 +104,10 @@ func (p *Proxy) exchange(w http.ResponseWriter, x *exchange) *failure {
 		return f
 	}
 	if r.ContentLength != 0 {
+		// Or net/http reads the whole body before it sends the answer's first byte.
+		if err := http.NewResponseController(w).EnableFullDuplex(); err != nil {
+			return failf(http.StatusBadGateway, "PU04", "the request cannot be forwarded").cause(err)
+		}
 		x.body = newBody(&p.bodies, r.Body, r.ContentLength)
 		defer x.body.free()
 	}

@@ -142,6 +142,7 @@ func (p *Proxy) requestHeader(x *exchange) http.Header {
 
 // responseHeader copies a machine's header to the client's.
 func (x *exchange) responseHeader(dst, src http.Header) {
+	clear(dst)
 	for name, values := range src {
 		dst[name] = values
 	}

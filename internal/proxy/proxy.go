@@ -130,6 +130,7 @@ func (p *Proxy) Serve(l Listener) error {
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
+		ConnContext:       withGuard,
 		ErrorLog:          slog.NewLogLogger(p.o.Logger.Handler(), slog.LevelDebug),
 	}
 	s.Protocols = new(http.Protocols)

@@ -105,9 +105,7 @@ func (p *Proxy) upgrade(w http.ResponseWriter, x *exchange, s *slot, resp *http.
 	if err != nil {
 		return failf(http.StatusBadGateway, "PU04", "the connection cannot be upgraded").cause(err)
 	}
-	if g, ok := client.(*guardedConn); ok {
-		g.upgraded()
-	}
+	decide(x.r, otherProtocol)
 	u := &upgrade{client: client, websocket: strings.EqualFold(got, "websocket")}
 	p.upgrades.add(u)
 	defer p.upgrades.remove(u)

@@ -61,6 +61,7 @@ var Cases = []Case{
 	{"odd but valid path", "GET //a/%2e%2e/b?x=%zz HTTP/1.1\r\n" + host + "\r\n" + last, []string{`200 GET //a/%2e%2e/b?x=%zz ""`, lastAnswer}},
 	{"HTTP/1.0", "GET /1 HTTP/1.0\r\n" + host + "\r\n", []string{`200 GET /1 ""`}},
 	{"HTTP/1.0 keep-alive", "GET /1 HTTP/1.0\r\n" + host + "Connection: keep-alive\r\n\r\n" + last, []string{`200 GET /1 ""`, lastAnswer}},
+	{"upgrade that is declined", "GET /1 HTTP/1.1\r\n" + host + "Connection: upgrade\r\nUpgrade: x\r\n\r\n" + last, []string{`200 GET /1 ""`, lastAnswer}},
 	{"request that looks like a body", "POST /1 HTTP/1.1\r\n" + host + "Content-Length: 40\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: localhost\r\n" + last, []string{`200 POST /1 "GET /smuggled HTTP/1.1\r\nHost: localhost\r"`, "400"}},
 
 	{"length and chunked", "POST / HTTP/1.1\r\n" + host + "Content-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nG" + last, []string{"400"}},
