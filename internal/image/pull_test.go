@@ -359,6 +359,7 @@ func TestPullStalls(t *testing.T) {
 		t.Errorf("stalled pull: got %v, want Unavailable", err)
 	}
 	stall.Store(false)
+	s.stall = stallTimeout
 	if _, err := s.Pull(t.Context(), h.host+"/team/demo:1", nil); err != nil {
 		t.Fatal(err)
 	}
