@@ -366,7 +366,7 @@ func TestIdle(t *testing.T) {
 	select { // longer than idle: a build that runs keeps the builder
 	case err := <-done:
 		t.Fatalf("the build ended: %v", err)
-	case <-time.After(900 * time.Millisecond):
+	case <-time.After(2 * time.Second):
 	}
 	cancel()
 	<-done
