@@ -347,13 +347,17 @@ func gone(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENODEV)
 }
 
+// writeFile writes in one call, and past os.File: to that, EAGAIN, which is how
+// memory.reclaim says that there was less to be had, means to wait.
 func writeFile(name, value string) (err error) {
-	f, err := os.OpenFile(name, os.O_WRONLY, 0)
+	fd, err := syscall.Open(name, syscall.O_WRONLY|syscall.O_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return &fs.PathError{Op: "open", Path: name, Err: err}
 	}
-	_, err = f.WriteString(value)
-	return errors.Join(err, f.Close())
+	if _, err = syscall.Write(fd, []byte(value)); err != nil {
+		err = &fs.PathError{Op: "write", Path: name, Err: err}
+	}
+	return errors.Join(err, syscall.Close(fd))
 }
 
 func readString(name string) (string, error) {

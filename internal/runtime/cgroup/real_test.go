@@ -35,8 +35,10 @@ func newParent(t *testing.T) (*Parent, string) {
 		}
 	})
 	const id = "child"
-	if err := p.h.create(p.Path(id)); err != nil {
-		t.Fatal(err)
+	for _, dir := range dirs(p, id) {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
 	}
 	t.Cleanup(func() {
 		if err := errors.Join(p.RemoveChild(id), p.RemoveChild(id)); err != nil { // idempotent
