@@ -19,11 +19,16 @@ type slogCore struct {
 	closing *atomic.Bool
 }
 
-// usual are warnings about things that are so by our choice: one socket for
-// everything, and no users within etcd.
+// usual are warnings about things that are so by our choice (one socket for
+// everything, no users within etcd, a backend flushed once a second), and of
+// the client about errors that it returns anyway.
 var usual = []string{
 	"Running http and grpc server on single port. This is not recommended for production.",
 	"simple token is not cryptographically signed",
+	"Failed to detect schema version",
+	"Failed to detect storage schema version. Please wait till wal snapshot before upgrading cluster.",
+	"failed to update storage version",
+	"retrying of unary invoker failed",
 }
 
 func (c *slogCore) Enabled(l zapcore.Level) bool { return l >= zapcore.WarnLevel }
