@@ -313,9 +313,7 @@ func TestEdge(t *testing.T) {
 	stopControl()
 	h.edge() // from its file and the server process alone
 	h.wantHello()
-	if got := h.types(); got[len(got)-1] != orders.EntryResumed {
-		t.Errorf("journal: got %v, want a resume at the end", got)
-	}
+	h.waitFor(orders.EntryResumed) // the fake machine answers frozen too, so this may come later
 }
 
 // TestFront checks what API requests carry to control, and that they wait for it.

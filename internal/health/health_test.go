@@ -48,6 +48,13 @@ func (f *fake) changed(root.MachineID, root.InstanceID) {
 	f.changes++
 }
 
+func (f *fake) probes() int {
+	synctest.Wait()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.dials)
+}
+
 func newProber(t *testing.T, f *fake) *Prober {
 	p := New(Options{Dial: f.dial, Inspector: f, Changed: f.changed, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
 	t.Cleanup(p.Close)
@@ -70,6 +77,9 @@ func TestReady(t *testing.T) {
 			if took := time.Since(begin); took > after+after/10+3*time.Millisecond {
 				t.Errorf("accepting after %s was seen after %s, want a tenth later at most", after, took)
 			}
+			synctest.Wait()
+			f.mu.Lock()
+			defer f.mu.Unlock()
 			if n := len(f.dials); n > 100 {
 				t.Errorf("%d probes within %s", n, after)
 			}
@@ -111,10 +121,10 @@ func TestForgetEndsProbing(t *testing.T) {
 		p.Watch(port)
 		time.Sleep(time.Second)
 		p.Forget("01A")
-		n := len(f.dials)
+		n := f.probes()
 		time.Sleep(time.Minute)
-		if len(f.dials) != n {
-			t.Errorf("%d probes after it was forgotten", len(f.dials)-n)
+		if got := f.probes(); got != n {
+			t.Errorf("%d probes after it was forgotten", got-n)
 		}
 	})
 }

@@ -153,6 +153,14 @@ func (r *rig) add(id root.MachineID, s root.Service, edit ...func(*root.Machine)
 	return u
 }
 
+// all returns what was done so far.
+func (r *rig) all() []act {
+	synctest.Wait()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.acts
+}
+
 func (r *rig) want(t *testing.T, want ...act) {
 	t.Helper()
 	synctest.Wait()
@@ -204,8 +212,8 @@ func TestBusyLeaseEnded(t *testing.T) {
 		time.Sleep(9 * time.Second)
 		r.want(t)
 		time.Sleep(2 * time.Hour)
-		if len(r.acts) != 1 {
-			t.Errorf("acts: got %v, want one", r.acts)
+		if acts := r.all(); len(acts) != 1 {
+			t.Errorf("acts: got %v, want one", acts)
 		}
 	})
 }
@@ -221,11 +229,8 @@ func TestFloorAndGroups(t *testing.T) {
 		})
 		r.add("off", root.Service{Autostop: root.AutostopOff, StopAfter: time.Second})
 		time.Sleep(time.Hour)
-		synctest.Wait()
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		if len(r.acts) != 2 || r.acts[1].Machine != "worker" || r.acts[0].After != time.Minute {
-			t.Errorf("acts: got %v, want one of m1 and m2 after 1m, then worker", r.acts)
+		if acts := r.all(); len(acts) != 2 || acts[1].Machine != "worker" || acts[0].After != time.Minute {
+			t.Errorf("acts: got %v, want one of m1 and m2 after 1m, then worker", acts)
 		}
 	})
 }
@@ -242,9 +247,8 @@ func TestSpareBesideLoaded(t *testing.T) {
 		r.want(t) // m2 is the spare one
 		loaded.Release(0)
 		time.Sleep(time.Minute)
-		synctest.Wait()
-		if len(r.acts) != 1 || r.acts[0].Machine != "m2" {
-			t.Errorf("acts: got %v, want m2", r.acts)
+		if acts := r.all(); len(acts) != 1 || acts[0].Machine != "m2" {
+			t.Errorf("acts: got %v, want m2", acts)
 		}
 	})
 }
@@ -260,7 +264,9 @@ func TestSuspendRefused(t *testing.T) {
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			r := newRig(t)
+			r.mu.Lock()
 			r.refuse = c.err
+			r.mu.Unlock()
 			u := r.add("m1", root.Service{Autostop: root.AutostopSuspend, StopAfter: time.Minute})
 			time.Sleep(2 * time.Minute)
 			r.want(t, act{"m1", c.verb, c.at})
