@@ -64,16 +64,17 @@ func TestLines(t *testing.T) {
 		writes []string
 		want   []string
 	}{
-		"whole":            {[]string{"a\nb\n"}, []string{"a", "b"}},
-		"torn":             {[]string{"a", "b", "c\nd", "\n"}, []string{"abc", "d"}},
-		"empty lines":      {[]string{"\n\n"}, []string{"", ""}},
-		"carriage return":  {[]string{"a\r\n", "b\rc\n"}, []string{"a", "b\rc"}},
-		"unfinished":       {[]string{"a\nb"}, []string{"a", "b"}},
-		"not UTF-8":        {[]string{"a\xffb\n"}, []string{"a\uFFFDb"}},
-		"quotes and marks": {[]string{"\"<&>\"\x00\u2028\n"}, []string{"\"<&>\"\x00\u2028"}},
-		"exactly maximal":  {[]string{long + "\n", "b\n"}, []string{long, "b"}},
-		"too long":         {[]string{long + "bc\nd\n"}, []string{long, "bc", "d"}},
-		"cut in a letter":  {[]string{"x" + long + "\n"}, []string{"x" + long[:len(long)-2], "é"}},
+		"whole":              {[]string{"a\nb\n"}, []string{"a", "b"}},
+		"torn":               {[]string{"a", "b", "c\nd", "\n"}, []string{"abc", "d"}},
+		"empty lines":        {[]string{"\n\n"}, []string{"", ""}},
+		"carriage return":    {[]string{"a\r\n", "b\rc\n"}, []string{"a", "b\rc"}},
+		"unfinished":         {[]string{"a\nb"}, []string{"a", "b"}},
+		"not UTF-8":          {[]string{"a\xffb\n"}, []string{"a\uFFFDb"}},
+		"quotes and marks":   {[]string{"\"<&>\"\x00\u2028\n"}, []string{"\"<&>\"\x00\u2028"}},
+		"exactly maximal":    {[]string{long + "\n", "b\n"}, []string{long, "b"}},
+		"maximal, end apart": {[]string{long, "\nb\n"}, []string{long, "b"}},
+		"too long":           {[]string{long + "bc\nd\n"}, []string{long, "bc", "d"}},
+		"cut in a letter":    {[]string{"x" + long + "\n"}, []string{"x" + long[:len(long)-2], "é"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()

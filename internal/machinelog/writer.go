@@ -217,6 +217,11 @@ func (s *Stream) Write(p []byte) (int, error) {
 	defer w.mu.Unlock()
 	w.refill()
 	for len(p) > 0 {
+		if len(s.rest) == maxLine && p[0] != '\n' {
+			cut := runeStart(s.rest)
+			w.line(s.source, s.name, s.rest[:cut])
+			s.rest = append(s.rest[:0], s.rest[cut:]...)
+		}
 		i := bytes.IndexByte(p, '\n')
 		line, whole := p, i >= 0
 		if whole {
@@ -225,22 +230,12 @@ func (s *Stream) Write(p []byte) (int, error) {
 		if room := maxLine - len(s.rest); len(line) > room {
 			line, whole = line[:room], false
 		}
+		s.rest = append(s.rest, line...)
 		p = p[len(line):]
 		if whole {
 			p = p[1:]
-		}
-		s.rest = append(s.rest, line...)
-		switch {
-		case whole:
 			w.line(s.source, s.name, bytes.TrimSuffix(s.rest, []byte("\r")))
 			s.rest = s.rest[:0]
-		case len(s.rest) == maxLine:
-			cut := runeStart(s.rest)
-			w.line(s.source, s.name, s.rest[:cut])
-			s.rest = append(s.rest[:0], s.rest[cut:]...)
-			if len(p) > 0 && p[0] == '\n' && len(s.rest) == 0 {
-				p = p[1:] // it was exactly as long: no empty line after it
-			}
 		}
 	}
 	w.flush()

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bufio"
 	"fmt"
 	"os"
 	"os/exec"
@@ -10,6 +11,7 @@ import (
 	"strconv"
 	"syscall"
 	"time"
+	"unsafe"
 )
 
 // Verbs:
@@ -23,6 +25,7 @@ import (
 //	print ENV...    print the working directory, user and group, and variables
 //	cat FILE...     print files
 //	blocking        print whether each standard stream blocks
+//	size            for each line of input print the terminal's rows and columns
 //	lines N         print N numbered lines
 //	echo            copy the standard input to the standard output
 func main() {
@@ -89,6 +92,15 @@ func main() {
 				check(errno)
 			}
 			fmt.Println(flags&syscall.O_NONBLOCK == 0)
+		}
+	case "size":
+		for in := bufio.NewScanner(os.Stdin); in.Scan(); {
+			var size struct{ rows, cols, x, y uint16 }
+			_, _, errno := syscall.Syscall(syscall.SYS_IOCTL, 1, syscall.TIOCGWINSZ, uintptr(unsafe.Pointer(&size)))
+			if errno != 0 {
+				check(errno)
+			}
+			fmt.Println("size", size.rows, size.cols)
 		}
 	case "lines":
 		for i := range number(arg(1)) {
