@@ -171,10 +171,10 @@ func (n *Network) Attach(ctx context.Context, a Attachment) error {
 	if err := configureMachine(inside, far, near, p); err != nil {
 		return fmt.Errorf("attach %s: %w", a.Interface, err)
 	}
-	if err := waitCarrier(ctx, n.nl, near); err != nil {
+	if err := errors.Join(waitCarrier(ctx, n.nl, near), waitCarrier(ctx, inside, far), waitLocal(ctx, inside, p.six)); err != nil {
 		return fmt.Errorf("attach %s: %w", a.Interface, err)
 	}
-	return waitCarrier(ctx, inside, far)
+	return nil
 }
 
 // machineSysctls are a machine's own network settings.

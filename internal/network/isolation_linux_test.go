@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -37,6 +38,23 @@ func TestMachinesOfOneNetwork(t *testing.T) {
 	reaches(t, "router to machine", w.net().ns, "tcp", at(a.IPv4, 8080), GatewayIPv4)
 	reaches(t, "router to machine", w.net().ns, "tcp", at(a.IPv6, 8080), DNSIPv6)
 	reaches(t, "router to machine", w.net().ns, "udp", at(a.IPv4, 8080), GatewayIPv4)
+	// None of it fills the table of connections.
+	for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
+		flows, err := w.net().conntrack(t, family)
+		must(t, err)
+		for _, f := range flows {
+			if f.Forward.Protocol == unix.IPPROTO_TCP {
+				t.Errorf("a private connection is tracked: %s", f)
+			}
+		}
+	}
+}
+
+func (n *Network) conntrack(t testing.TB, family netlink.InetFamily) (flows []*netlink.ConntrackFlow, err error) {
+	h, err := netlink.NewHandleAt(netns.NsHandle(n.ns.Fd()), unix.NETLINK_NETFILTER)
+	must(t, err)
+	defer h.Close()
+	return h.ConntrackTableList(netlink.ConntrackTable, family)
 }
 
 func TestMachinesOfDifferentNetworks(t *testing.T) {

@@ -64,7 +64,7 @@ func OpenRouter(ctx context.Context, o Options, log *slog.Logger) (_ *Router, er
 	if r.net, err = newNetwork(o, ns); err != nil {
 		return nil, err
 	}
-	if err := r.setUp(); err != nil {
+	if err := r.setUp(ctx); err != nil {
 		return nil, err
 	}
 	u, err := r.connect(ctx)
@@ -94,7 +94,7 @@ func (o Options) check() error {
 }
 
 // setUp gives the router's namespace its settings and own addresses.
-func (r *Router) setUp() error {
+func (r *Router) setUp(ctx context.Context) error {
 	err := within(r.net.ns, func() error {
 		return setSysctls(
 			sysctl{"ipv4/ip_forward", "1"},
@@ -138,7 +138,7 @@ func (r *Router) setUp() error {
 			return fmt.Errorf("refuse unknown addresses of %s: %w", p, err)
 		}
 	}
-	return nil
+	return waitLocal(ctx, r.net.nl, netip.MustParseAddr(DNSIPv6))
 }
 
 func (r *Router) writeRules(u uplinkAddresses) error {
@@ -234,7 +234,7 @@ func (r *Router) Wakes(ctx context.Context, f func(iface string)) error {
 
 // wakes calls listening once reports arrive.
 func (r *Router) wakes(ctx context.Context, f func(iface string), listening func()) error {
-	log, err := nflog.Open(&nflog.Config{NetNS: int(r.net.ns.Fd()), Group: wakeGroup, Copymode: nflog.CopyMeta, QThresh: 1})
+	log, err := nflog.Open(&nflog.Config{NetNS: int(r.net.ns.Fd()), Group: wakeGroup, Copymode: nflog.CopyMeta})
 	if err != nil {
 		return fmt.Errorf("listen for packets to suspended machines: %w", err)
 	}

@@ -209,6 +209,11 @@ func TestUplinkAvoidsTakenAddresses(t *testing.T) {
 	must(t, err)
 	must(t, addAddress(h, lo, netip.PrefixFrom(uplinkSubnet(w.o.Name, 0).Addr().Next(), 32)))
 	w.open()
+	addrs, err := h.AddrList(nil, unix.AF_INET)
+	must(t, err)
+	if !slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.IP.String() == uplinkSubnet(w.o.Name, 1).Addr().Next().String() }) {
+		t.Errorf("host's addresses: got %v, want one of the second choice %s", addrs, uplinkSubnet(w.o.Name, 1))
+	}
 	m := w.attach(1, 7)
 	serve(t, w.internet, 9000)
 	reaches(t, "internet", m.ns, "tcp", at(internet4, 9000), hostPublic4)

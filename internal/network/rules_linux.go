@@ -211,7 +211,8 @@ func clampMSS() match {
 	}
 }
 
-// hostRules writes the instance's only table on the host.
+// hostRules writes the instance's only table on the host. What may come in
+// through the uplink is the router's own table's to decide.
 func hostRules(c *nftables.Conn, name string, u uplinkAddresses, published []uint16) {
 	link := hostLink(name)
 	t := c.AddTable(hostTable(name))
@@ -232,11 +233,6 @@ func hostRules(c *nftables.Conn, name string, u uplinkAddresses, published []uin
 	}
 	input = append(input, rule(drop()))
 	addChain(c, &nftables.Chain{Table: t, Name: "input", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter, Policy: policy(nftables.ChainPolicyAccept)}, input...)
-
-	addChain(c, &nftables.Chain{Table: t, Name: "forward", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Policy: policy(nftables.ChainPolicyAccept)},
-		rule(oif(link), known(), accept()),
-		rule(oif(link), drop()),
-	)
 }
 
 func hostTable(name string) *nftables.Table {

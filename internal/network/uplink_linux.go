@@ -401,6 +401,9 @@ func (r *Router) configureUplink(ctx context.Context, u uplinkAddresses) error {
 		link      netlink.Link
 		four, six netip.Addr
 	}{{r.hostNL, end, u.host4, u.host6}, {r.net.nl, far, u.router4, u.router6}} {
+		if err := side.h.LinkSetUp(side.link); err != nil {
+			return fmt.Errorf("bring %s up: %w", side.link.Attrs().Name, err)
+		}
 		if err := addAddress(side.h, side.link, netip.PrefixFrom(side.four, 30)); err != nil {
 			return err
 		}
@@ -409,12 +412,14 @@ func (r *Router) configureUplink(ctx context.Context, u uplinkAddresses) error {
 				return err
 			}
 		}
-		if err := side.h.LinkSetUp(side.link); err != nil {
-			return fmt.Errorf("bring %s up: %w", side.link.Attrs().Name, err)
-		}
 	}
 	if err := errors.Join(waitCarrier(ctx, r.hostNL, end), waitCarrier(ctx, r.net.nl, far)); err != nil {
 		return err
+	}
+	if u.v6 {
+		if err := errors.Join(waitLocal(ctx, r.hostNL, u.host6), waitLocal(ctx, r.net.nl, u.router6)); err != nil {
+			return err
+		}
 	}
 	if err := addDefault(r.net.nl, far, u.host4); err != nil {
 		return err
@@ -506,30 +511,49 @@ func deleteLink(h *netlink.Handle, l netlink.Link) error {
 	return nil
 }
 
-// carrierTimeout is long for what takes microseconds on an idle host.
-const carrierTimeout = 5 * time.Second
+// The kernel finishes two things in its own time, behind the lock that any
+// change of any namespace's links holds: it lets the end of a pair that came up
+// first send, and it routes packets to a new IPv6 address. Until then packets
+// are dropped: a first packet, and with it a second of a connection's life.
+// Both take microseconds on an idle host and tens of milliseconds on a busy one.
+const settleTimeout = 5 * time.Second
 
-// waitCarrier waits until a link that is up also sends. Of two ends the kernel
-// activates the one that came up first a moment later, in its own time, and
-// until then drops what is sent: a first packet, and with it a second of a
-// connection's life.
+// waitCarrier waits until a link that is up also sends.
 func waitCarrier(ctx context.Context, h *netlink.Handle, l netlink.Link) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, carrierTimeout, errors.New("no carrier"))
+	return settle(ctx, "link "+l.Attrs().Name+" is not active", func() (bool, error) {
+		now, err := h.LinkByIndex(l.Attrs().Index)
+		return err == nil && now.Attrs().OperState == netlink.OperUp, err
+	})
+}
+
+// waitLocal waits until packets to an IPv6 address of ours arrive.
+func waitLocal(ctx context.Context, h *netlink.Handle, ip netip.Addr) error {
+	return settle(ctx, "address "+ip.String()+" is not active", func() (bool, error) {
+		routes, err := h.RouteGet(ip.AsSlice())
+		if errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH) {
+			return false, nil
+		}
+		return err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL, err
+	})
+}
+
+func settle(ctx context.Context, problem string, done func() (bool, error)) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, settleTimeout, fmt.Errorf("%s after %v", problem, settleTimeout))
 	defer cancel()
 	t := time.NewTicker(250 * time.Microsecond)
 	defer t.Stop()
 	for {
-		now, err := h.LinkByIndex(l.Attrs().Index)
+		ok, err := done()
 		if err != nil {
-			return fmt.Errorf("wait for %s: %w", l.Attrs().Name, err)
+			return fmt.Errorf("%s: %w", problem, err)
 		}
-		if now.Attrs().OperState == netlink.OperUp {
+		if ok {
 			return nil
 		}
 		select {
 		case <-t.C:
 		case <-ctx.Done():
-			return fmt.Errorf("wait for %s: %w", l.Attrs().Name, context.Cause(ctx))
+			return context.Cause(ctx)
 		}
 	}
 }

@@ -59,7 +59,10 @@ func randomName(t testing.TB) string {
 func newNamespace(t testing.TB, path string) *os.File {
 	t.Helper()
 	ns, err := bindNamespace(path, true, func() error {
-		return setSysctls(sysctl{"ipv6/conf/all/disable_ipv6", "0"}, sysctl{"ipv6/conf/default/disable_ipv6", "0"}, sysctl{"ipv6/conf/default/accept_dad", "0"})
+		return setSysctls(
+			sysctl{"ipv6/conf/all/disable_ipv6", "0"}, sysctl{"ipv6/conf/default/disable_ipv6", "0"}, sysctl{"ipv6/conf/default/accept_dad", "0"},
+			// A new namespace takes these over from the host, where others run.
+			sysctl{forward4, "0"}, sysctl{forward6, "0"}, sysctl{"ipv4/conf/all/accept_redirects", "1"})
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -125,6 +128,7 @@ func newHost(t testing.TB) *world {
 		must(t, side.h.LinkSetUp(l))
 		must(t, addAddress(side.h, l, netip.PrefixFrom(netip.MustParseAddr(side.own), 24)))
 		must(t, addAddress(side.h, l, netip.PrefixFrom(netip.MustParseAddr(side.own6), 64)))
+		must(t, waitLocal(t.Context(), side.h, netip.MustParseAddr(side.own6)))
 	}
 	l, err := host.LinkByName("eth0")
 	must(t, err)
