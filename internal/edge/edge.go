@@ -28,6 +28,7 @@ import (
 	"github.com/roost-run/roost/internal/config"
 	"github.com/roost-run/roost/internal/health"
 	"github.com/roost-run/roost/internal/ipc"
+	"github.com/roost-run/roost/internal/metrics"
 	"github.com/roost-run/roost/internal/nameserver"
 	"github.com/roost-run/roost/internal/network"
 	"github.com/roost-run/roost/internal/orders"
@@ -78,13 +79,18 @@ type edge struct {
 	prober  *health.Prober
 	front   *front
 	stops   *autostop.Loop
+	metrics *metrics.Edge
 	synced  atomic.Bool // control's feed was there once
 }
 
 func (e *edge) run(ctx context.Context) error {
 	e.catalog = catalog.New(root.NewSnapshot())
 	e.live, e.loads = newLive(), &load.Table{}
-	w := &waker{supervisor: e.orders, live: e.live, applied: e.entry}
+	e.metrics = metrics.NewEdge(metrics.Gauges{
+		Held: func() int { return e.proxy.Held() }, Upgrades: func() int { return e.proxy.Upgrades() },
+		Revision: func() int64 { return e.catalog.Snapshot().Revision() },
+	})
+	w := &waker{supervisor: e.orders, live: e.live, applied: e.entry, metrics: e.metrics}
 	dialer := &net.Dialer{}
 	e.prober = health.New(health.Options{Dial: dialer.DialContext, Inspector: w, Changed: e.probed, Logger: e.log})
 	defer e.prober.Close()
@@ -97,13 +103,13 @@ func (e *edge) run(ctx context.Context) error {
 	e.proxy = proxy.New(proxy.Options{
 		Domain: e.cfg.Domain, Region: e.cfg.Region, Catalog: e.catalog, Live: e.live, Waker: w, Health: e.prober, Loads: e.loads,
 		Dial: dialer.DialContext, HoldTimeout: e.cfg.HoldTimeout, HoldQueue: e.cfg.HoldQueue, SpoolDir: spool,
-		Synced: e.synced.Load, Access: access, Logger: e.log,
+		Synced: e.synced.Load, Access: access, Metrics: e.metrics, Logger: e.log,
 	})
 	e.front = newFront(e.cfg.ControlSocket(), e.catalog, e.loads, e.log)
 
 	e.stops = autostop.New(autostop.Options{
 		Catalog: e.catalog, State: e.live.State, Loads: e.loads, Primary: e.cfg.Region, Logger: e.log,
-		Stopper: &stopper{supervisor: e.orders, live: e.live, applied: e.entry},
+		Stopper: &stopper{supervisor: e.orders, live: e.live, applied: e.entry, metrics: e.metrics},
 		Quiet:   e.proxy.CloseIdle, Changed: e.proxy.Changed,
 	})
 

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/internal/metrics"
 	"github.com/roost-run/roost/internal/orders"
 )
 
@@ -229,17 +230,25 @@ type waker struct {
 	supervisor supervisor
 	live       *live
 	applied    func(orders.Entry)
+	metrics    *metrics.Edge
 }
 
 // Wake orders a start; while the server process is away, or does not know the
 // instance yet, it asks again until ctx ends.
-func (w *waker) Wake(ctx context.Context, m *root.Machine) error {
+func (w *waker) Wake(ctx context.Context, m *root.Machine) (err error) {
+	begin, result := time.Now(), "booted"
+	defer func() {
+		if err != nil {
+			result = "failed"
+		}
+		w.metrics.Woke(result, time.Since(begin))
+	}()
 	for pause := minPause; ; pause = min(2*pause, maxPause) {
 		s, err := w.supervisor.Start(ctx, m.Spec.Instance, orders.Start{Source: orders.SourceProxy, Reason: "a request came in"})
 		if err == nil {
 			t := orders.EntryStarted
 			if s.Thawed {
-				t = orders.EntryResumed
+				t, result = orders.EntryResumed, "thawed"
 			}
 			e := orders.Entry{Stamp: s.Stamp, At: time.Now(), Type: t, Machine: m.ID, App: m.App, Instance: m.Spec.Instance, Generation: m.Spec.Generation}
 			w.live.apply(e)

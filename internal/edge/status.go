@@ -44,6 +44,7 @@ func (e *edge) serveStatus(ctx context.Context) error {
 		c := e.loads.Unit(id).Counts()
 		return MachineLoad{Instance: id, InFlight: c.InFlight, Upgrades: c.Upgrades, Waiting: c.Waiting}, nil
 	}))
+	mux.Handle("GET /metrics", e.metrics.Handler())
 	s := ipc.NewServer(ipc.RequireRoot(mux))
 	stop := context.AfterFunc(ctx, func() { _ = s.Close() })
 	defer stop()
@@ -56,7 +57,7 @@ func (e *edge) serveStatus(ctx context.Context) error {
 func (e *edge) status() Status {
 	s := Status{PID: os.Getpid(), Revision: e.catalog.Snapshot().Revision(), Held: e.proxy.Held()}
 	for m := range e.catalog.Snapshot().AllMachines() {
-		c := e.loads.Unit(m.Spec.Instance).Counts()
+		c := e.loads.Counts(m.Spec.Instance)
 		s.Machines = append(s.Machines, MachineLoad{
 			Machine: m.ID, App: m.App, Instance: m.Spec.Instance, State: e.live.State(m),
 			InFlight: c.InFlight, Upgrades: c.Upgrades, Waiting: c.Waiting, IdleSince: c.IdleSince, BusyUntil: c.BusyUntil,

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/internal/metrics"
 	"github.com/roost-run/roost/internal/orders"
 )
 
@@ -14,6 +15,7 @@ type stopper struct {
 	supervisor supervisor
 	live       *live
 	applied    func(orders.Entry)
+	metrics    *metrics.Edge
 }
 
 func (s *stopper) Stop(ctx context.Context, m *root.Machine, reason string) error {
@@ -36,6 +38,11 @@ func (s *stopper) Suspend(ctx context.Context, m *root.Machine, reason string) e
 func (s *stopper) took(m *root.Machine, t orders.EntryType, d orders.Done, err error) error {
 	if err != nil {
 		return err
+	}
+	if t == orders.EntrySuspended {
+		s.metrics.Stopped("suspend")
+	} else {
+		s.metrics.Stopped("stop")
 	}
 	if d.Phase != orders.PhaseAfter(t) {
 		return nil // further on already: the journal tells

@@ -98,7 +98,6 @@ func (c *upstreamConn) CloseWrite() error {
 
 // wake is what a flight does.
 func (p *Proxy) wake(ctx context.Context, m *root.Machine) error {
-	p.stats.wakes.Add(1)
 	err := p.o.Waker.Wake(ctx, m)
 	b := p.backend(m)
 	if err == nil {

@@ -39,7 +39,6 @@ const (
 // serveHTTP answers one request that came in on an outside port.
 func (p *Proxy) serveHTTP(w http.ResponseWriter, r *http.Request, port int) {
 	now := time.Now()
-	p.stats.requests.Add(1)
 	x := &exchange{id: ulid.Make().String() + "-" + string(p.o.Region), start: now, r: r, port: port, deadline: now.Add(p.o.HoldTimeout)}
 	x.stamp(w.Header())
 	defer p.record(x)
@@ -64,10 +63,11 @@ func (p *Proxy) serveHTTP(w http.ResponseWriter, r *http.Request, port int) {
 }
 
 func (p *Proxy) record(x *exchange) {
+	r, rec := x.r, &x.rec
+	p.o.Metrics.Request(rec.Status, rec.Code, time.Since(x.start), x.held, x.hops)
 	if p.o.Access == nil {
 		return
 	}
-	r, rec := x.r, &x.rec
 	rec.At, rec.ID, rec.App = x.start, x.id, string(x.app)
 	rec.Client, rec.Method, rec.Host, rec.Path, rec.Proto, rec.Agent = r.RemoteAddr, r.Method, r.Host, r.URL.Path, r.Proto, r.Header.Get("User-Agent")
 	rec.Took, rec.Held = time.Since(x.start), x.held

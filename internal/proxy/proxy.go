@@ -15,11 +15,11 @@ import (
 	"net"
 	"net/http"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	root "github.com/roost-run/roost"
 	"github.com/roost-run/roost/internal/health"
+	"github.com/roost-run/roost/internal/metrics"
 	"github.com/roost-run/roost/internal/proxy/load"
 	"github.com/roost-run/roost/internal/proxy/route"
 	"github.com/roost-run/roost/internal/proxy/wake"
@@ -57,6 +57,7 @@ type Options struct {
 	SpoolDir    string        // where bodies go that are kept and do not fit into memory
 	Synced      func() bool   // nil: always; else whether the catalog is complete
 	Access      func(*Record) // nil: no access log
+	Metrics     *metrics.Edge // nil: none
 	Logger      *slog.Logger
 }
 
@@ -96,12 +97,6 @@ type Proxy struct {
 	servers []*http.Server
 	closing bool
 	serving sync.WaitGroup
-	stats   stats
-}
-
-type stats struct {
-	requests atomic.Uint64
-	wakes    atomic.Uint64
 }
 
 // New returns a Proxy that serves nothing yet.
@@ -219,3 +214,10 @@ func (p *Proxy) CloseIdle(id root.InstanceID) {
 
 // Held is how many requests wait for a machine now.
 func (p *Proxy) Held() int { return p.queue.Len() }
+
+// Upgrades is how many upgraded connections are open.
+func (p *Proxy) Upgrades() int {
+	p.upgrades.mu.Lock()
+	defer p.upgrades.mu.Unlock()
+	return len(p.upgrades.conns)
+}

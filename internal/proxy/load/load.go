@@ -25,6 +25,14 @@ func (t *Table) Unit(id root.InstanceID) *Unit {
 	return v.(*Unit)
 }
 
+// Counts reads an instance's unit; zero if there is none.
+func (t *Table) Counts(id root.InstanceID) Counts {
+	if v, ok := t.units.Load(id); ok {
+		return v.(*Unit).Counts()
+	}
+	return Counts{}
+}
+
 // Forget drops the unit of an instance that is gone.
 func (t *Table) Forget(id root.InstanceID) { t.units.Delete(id) }
 
@@ -36,7 +44,6 @@ type Unit struct {
 	upgrades  int // of total
 	waiting   int
 	parked    bool
-	peak      int // highest total since the last Peak
 	idleSince time.Time
 	busyUntil time.Time
 }
@@ -64,7 +71,6 @@ func (u *Unit) Take(service, hard int) bool {
 	}
 	u.services[service]++
 	u.total++
-	u.peak = max(u.peak, u.total)
 	return true
 }
 
