@@ -78,9 +78,9 @@ func readJSON(path string, v any) error {
 	return nil
 }
 
-// adopt takes over what earlier server processes left: slots from their
+// adopt takes over, for as long as ctx, what earlier server processes left: slots from their
 // files, machines that run, and the truth about those that do not any more.
-func (a *slots) adopt(rebooted bool, edge childProcess) error {
+func (a *slots) adopt(ctx context.Context, rebooted bool, edge childProcess) error {
 	lives := a.journal.lives()
 	if rebooted {
 		// Nothing of before runs. Files may be left where the run directory
@@ -93,7 +93,7 @@ func (a *slots) adopt(rebooted bool, edge childProcess) error {
 	if err != nil {
 		return err
 	}
-	existing, err := a.driver.List(a.ctx)
+	existing, err := a.driver.List(ctx)
 	if err != nil {
 		return fmt.Errorf("adopt machines: %w", err)
 	}
@@ -110,7 +110,7 @@ func (a *slots) adopt(rebooted bool, edge childProcess) error {
 		a.log.Warn("sockets of machines not taken over", "err", err)
 	}
 	for _, f := range files {
-		if err := a.adoptSlot(f, lives[f.Instance], byContainer, sockets[f.Socket]); err != nil {
+		if err := a.adoptSlot(ctx, f, lives[f.Instance], byContainer, sockets[f.Socket]); err != nil {
 			// One unreadable instance must not hold up its neighbours.
 			a.log.Error("instance not adopted", "machine", f.Machine, "instance", f.Instance, "err", err)
 			continue
@@ -134,7 +134,7 @@ func (a *slots) adopt(rebooted bool, edge childProcess) error {
 		a.journal.append(e)
 	}
 	a.journal.flush(a.journal.last())
-	a.deleteStrays(byContainer)
+	a.deleteStrays(ctx, byContainer)
 	return nil
 }
 
@@ -159,7 +159,7 @@ func (a *slots) slotFiles() ([]slotFile, error) {
 
 // adoptSlot takes one instance over. Containers it owns are removed from
 // byContainer.
-func (a *slots) adoptSlot(f slotFile, last orders.Entry, byContainer map[string]runtime.Existing, api *os.File) error {
+func (a *slots) adoptSlot(ctx context.Context, f slotFile, last orders.Entry, byContainer map[string]runtime.Existing, api *os.File) error {
 	s := &slot{all: a, id: f.Instance, api: api, phase: orders.PhaseStopped, changed: make(chan struct{})}
 	s.machine, s.app, s.generation, s.leaseUntil = f.Machine, f.App, f.Generation, f.LeaseUntil
 	s.next = f.Next
@@ -177,7 +177,7 @@ func (a *slots) adoptSlot(f slotFile, last orders.Entry, byContainer map[string]
 		r := &run{boot: *b, pid: f.PID, procStart: f.ProcStart, startedAt: f.StartedAt, source: s.source(), ended: make(chan struct{}), oomKills: f.OOMKills}
 		s.run = r
 		s.phase = phase
-		exited, err := a.adoptRun(r)
+		exited, err := a.adoptRun(ctx, r)
 		if err != nil {
 			a.log.Info("machine ended while the platform was away", "machine", s.machine, "instance", s.id, "err", err)
 		}
@@ -187,14 +187,14 @@ func (a *slots) adoptSlot(f slotFile, last orders.Entry, byContainer map[string]
 		}
 		r.stopAsked = phase == orders.PhaseStopping
 		a.share(s)
-		a.resettle(s, r, exited != nil)
+		a.resettle(ctx, s, r, exited != nil)
 		a.tasks.Go(func() {
 			if exited == nil {
-				s.exited(r, code)
+				s.exited(ctx, r, code)
 				return
 			}
-			if code, ok := await(a.ctx, exited); ok {
-				s.exited(r, code)
+			if code, ok := await(ctx, exited); ok {
+				s.exited(ctx, r, code)
 			} else {
 				s.leave(r)
 			}
@@ -225,7 +225,7 @@ func (a *slots) share(s *slot) {
 }
 
 // adoptRun takes over a running boot's process and output.
-func (a *slots) adoptRun(r *run) (<-chan int, error) {
+func (a *slots) adoptRun(ctx context.Context, r *run) (<-chan int, error) {
 	if f := a.terminals[r.boot.Container]; f != nil {
 		delete(a.terminals, r.boot.Container)
 		r.out = carry(f, a.logs.stream(r.source))
@@ -237,12 +237,12 @@ func (a *slots) adoptRun(r *run) (<-chan int, error) {
 			a.log.Warn("machine output not taken over", "machine", r.boot.Machine, "err", err)
 		}
 	}
-	return a.foreign.watch(a.ctx, r.pid, r.procStart)
+	return a.foreign.watch(ctx, r.pid, r.procStart)
 }
 
 // resettle brings an adopted run into the state that the journal says, since
 // the old process may have died between a deed and its entry.
-func (a *slots) resettle(s *slot, r *run, alive bool) {
+func (a *slots) resettle(ctx context.Context, s *slot, r *run, alive bool) {
 	if !alive {
 		return
 	}
@@ -262,7 +262,7 @@ func (a *slots) resettle(s *slot, r *run, alive bool) {
 		if timeout <= 0 {
 			timeout = root.DefaultStopTimeout
 		}
-		a.tasks.Go(func() { s.insist(r, timeout) })
+		a.tasks.Go(func() { s.insist(ctx, r, timeout) })
 	case orders.PhaseStarted:
 		if err := a.driver.Thaw(r.boot.Container); err != nil {
 			a.log.Error("machine not thawed", "machine", s.machine, "err", err)
@@ -275,10 +275,10 @@ func (a *slots) resettle(s *slot, r *run, alive bool) {
 
 // deleteStrays deletes containers that no slot knows: an earlier process died
 // between making one and noting it.
-func (a *slots) deleteStrays(byContainer map[string]runtime.Existing) {
+func (a *slots) deleteStrays(ctx context.Context, byContainer map[string]runtime.Existing) {
 	for id := range byContainer {
-		ctx, cancel := context.WithTimeout(a.ctx, cleanTimeout)
-		if err := a.driver.Delete(ctx, id, true); err != nil {
+		clean, cancel := context.WithTimeout(ctx, cleanTimeout)
+		if err := a.driver.Delete(clean, id, true); err != nil {
 			a.log.Error("stray container not deleted", "container", id, "err", err)
 		}
 		cancel()

@@ -32,7 +32,7 @@ func (w *world) next(bootID string) *world {
 	n.t.Cleanup(func() { _ = j.close() })
 	n.router = w.router
 	n.slots.router = w.router
-	if err := n.adopt(rebooted, childProcess{}); err != nil {
+	if err := n.adopt(n.life, rebooted, childProcess{}); err != nil {
 		w.t.Fatal(err)
 	}
 	return n
@@ -57,7 +57,7 @@ func TestAdoptWhatRuns(t *testing.T) {
 	w := newWorld(t, fake("sleep"))
 	w.started("I1")
 	asleep := w.started("I2")
-	if _, err := asleep.suspend(t.Context(), orders.Suspend{}); err != nil {
+	if _, err := asleep.suspend(orders.Suspend{}); err != nil {
 		t.Fatal(err)
 	}
 	w.prepared("I3")
@@ -80,7 +80,7 @@ func TestAdoptWhatRuns(t *testing.T) {
 	if got := w.after(last); len(got) != 0 {
 		t.Errorf("journal: got %v, want nothing new", got)
 	}
-	if !w.router.isMarked("m7") {
+	if !w.router.isMarked() {
 		t.Error("first packet would not wake the suspended one")
 	}
 	s, err := w.get("I1")
@@ -101,7 +101,7 @@ func TestAdoptAfterAReboot(t *testing.T) {
 	w := newWorld(t, f)
 	w.started("I1")
 	s := w.started("I2")
-	if _, err := s.suspend(t.Context(), orders.Suspend{}); err != nil {
+	if _, err := s.suspend(orders.Suspend{}); err != nil {
 		t.Fatal(err)
 	}
 	w.prepared("I3")
@@ -143,7 +143,7 @@ func TestAdoptStrays(t *testing.T) {
 		t.Fatal(err)
 	}
 	exited := testReaper.watch(pid)
-	w = w.next("boot-1")
+	w.next("boot-1")
 	<-exited
 	if list, err := f.List(t.Context()); err != nil || len(list) != 0 {
 		t.Errorf("containers: got %v, %v, want none", list, err)

@@ -137,7 +137,7 @@ func (c *children) startOrAdopt(name string) (childProcess, error) {
 
 func (c *children) start(name string) (childProcess, error) {
 	argv := c.argv(name)
-	cmd := exec.Command(argv[0], argv[1:]...) // not tied to a context: it may outlive this process
+	cmd := exec.Command(argv[0], argv[1:]...) //nolint:noctx // it may outlive this process and its contexts
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 	// Its own group: a terminal's interrupt is for the server to pass on.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

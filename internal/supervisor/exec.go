@@ -35,7 +35,7 @@ func (s *server) exec(w http.ResponseWriter, r *http.Request) {
 		ipc.WriteError(w, err)
 		return
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }() // everything was sent
 	var o orders.Exec
 	files, err := c.Receive(&o)
 	defer func() {
@@ -51,7 +51,7 @@ func (s *server) exec(w http.ResponseWriter, r *http.Request) {
 		s.answerExec(c, 0, err)
 		return
 	}
-	ctx, cancel := context.WithCancelCause(s.slots.ctx)
+	ctx, cancel := context.WithCancelCause(s.slots.detached(r.Context()))
 	defer cancel(nil)
 	go func() {
 		var none struct{}

@@ -16,7 +16,7 @@ import (
 func orphan(t *testing.T, script string) (pid int, st procStat) {
 	t.Helper()
 	// Its parent lives on, so that it does not become ours.
-	cmd := exec.Command("sh", "-c", "sh -c '"+script+"' >/dev/null & echo $!; exec >&-; wait; sleep 60")
+	cmd := exec.CommandContext(t.Context(), "sh", "-c", "sh -c '"+script+"' >/dev/null & echo $!; exec >&-; wait; sleep 60")
 	var out bytes.Buffer
 	r, err := cmd.StdoutPipe()
 	if err != nil {

@@ -2,7 +2,6 @@ package supervisor
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -44,9 +43,9 @@ func testMain(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	testPayload = filepath.Join(dir, "payload")
-	build := exec.Command("go", "build", "-o", testPayload, "github.com/roost-run/roost/internal/runtime/runtimetest/payload")
+	build := exec.CommandContext(context.Background(), "go", "build", "-o", testPayload, "github.com/roost-run/roost/internal/runtime/runtimetest/payload")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "build the payload: %v\n%s", err, out)
@@ -82,10 +81,10 @@ func (r *fakeRouter) SetSuspended(iface string, on bool) error {
 	return nil
 }
 
-func (r *fakeRouter) isMarked(iface string) bool {
+func (r *fakeRouter) isMarked() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.marked[iface]
+	return r.marked["m7"]
 }
 
 // world is slots over a fake driver.
@@ -94,6 +93,7 @@ type world struct {
 	t      *testing.T
 	router *fakeRouter
 	end    func()
+	life   context.Context
 }
 
 func newWorld(t *testing.T, d runtime.Driver) *world {
@@ -103,6 +103,7 @@ func newWorld(t *testing.T, d runtime.Driver) *world {
 	cfg.Reclaim = time.Hour
 	life, end := context.WithCancel(context.WithoutCancel(t.Context()))
 	w := &world{t: t, router: &fakeRouter{marked: map[string]bool{}}}
+	w.life = life
 	w.slots = newSlots(life, cfg, d, w.router, testReaper, slog.New(slog.DiscardHandler))
 	w.memory = newMemory(func() (root.Bytes, error) { return root.GiB, nil }, func() root.Bytes { return 2 * root.GiB })
 	j, _, err := openJournal(cfg.Journal(), "boot-1", time.Now(), w.log)
@@ -129,7 +130,7 @@ func newWorld(t *testing.T, d runtime.Driver) *world {
 			return // a successor has taken everything over
 		}
 		for _, s := range w.list() {
-			if err := s.remove(context.WithoutCancel(t.Context())); err != nil {
+			if err := s.remove(context.WithoutCancel(t.Context())); err != nil { //nolint:contextcheck // the test's own has ended
 				t.Errorf("remove: %v", err)
 			}
 		}
@@ -220,20 +221,4 @@ func (w *world) count(typ orders.EntryType) (n int) {
 		}
 	}
 	return n
-}
-
-func (s *slot) waitPhase(ctx context.Context, p orders.Phase) error {
-	ctx, cancel := context.WithTimeout(ctx, deadline)
-	defer cancel()
-	for {
-		s.mu.Lock()
-		phase, changed := s.phase, s.changed
-		s.mu.Unlock()
-		if phase == p {
-			return nil
-		}
-		if err := wait(ctx, changed, -1); err != nil {
-			return errors.Join(fmt.Errorf("phase is %s, want %s", phase, p), err)
-		}
-	}
 }

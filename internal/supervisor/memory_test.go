@@ -67,7 +67,7 @@ func TestReclaimWhenDue(t *testing.T) {
 	w := newWorld(t, fake("sleep"))
 	w.reclaimAfter = 0
 	s := w.started("I1")
-	if _, err := s.suspend(t.Context(), orders.Suspend{}); err != nil {
+	if _, err := s.suspend(orders.Suspend{}); err != nil {
 		t.Fatal(err)
 	}
 	w.until(orders.EntryReclaimed)
@@ -87,7 +87,7 @@ func TestPressureReclaimsTheLongestAsleep(t *testing.T) {
 	w := newWorld(t, fake("sleep"))
 	old, young := w.started("I1"), w.started("I2")
 	for _, s := range []*slot{old, young} {
-		if _, err := s.suspend(t.Context(), orders.Suspend{}); err != nil {
+		if _, err := s.suspend(orders.Suspend{}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -76,7 +76,7 @@ func playEdge(ctx context.Context, run string) error {
 		if err != nil {
 			return err
 		}
-		go s.Serve(l)
+		go func() { _ = s.Serve(l) }()
 	}
 	<-ctx.Done()
 	return s.Close()

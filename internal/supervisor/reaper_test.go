@@ -15,7 +15,7 @@ func TestReaperCodes(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range 40 {
 		wg.Go(func() {
-			cmd := exec.Command(testPayload, "exit", strconv.Itoa(i))
+			cmd := exec.CommandContext(t.Context(), testPayload, "exit", strconv.Itoa(i))
 			cmd.Dir = t.TempDir()
 			var out bytes.Buffer
 			cmd.Stdout = &out
@@ -35,7 +35,7 @@ func TestReaperCodes(t *testing.T) {
 
 func TestReaperSignal(t *testing.T) {
 	t.Parallel()
-	cmd := exec.Command("sh", "-c", "kill -9 $$")
+	cmd := exec.CommandContext(t.Context(), "sh", "-c", "kill -9 $$")
 	ch, err := testReaper.StartLocked(cmd)
 	if err != nil {
 		t.Fatal(err)
@@ -48,7 +48,7 @@ func TestReaperSignal(t *testing.T) {
 func TestReaperOrphan(t *testing.T) {
 	t.Parallel()
 	// Its grandchild becomes ours.
-	cmd := exec.Command("sh", "-c", "sh -c 'sleep 0.2; exit 5' >/dev/null & echo $!")
+	cmd := exec.CommandContext(t.Context(), "sh", "-c", "sh -c 'sleep 0.2; exit 5' >/dev/null & echo $!")
 	var out bytes.Buffer
 	cmd.Stdout = &out
 	ch, err := testReaper.Start(cmd)
@@ -74,10 +74,10 @@ func TestReaperOrphan(t *testing.T) {
 
 func TestReaperStartFails(t *testing.T) {
 	t.Parallel()
-	if _, err := testReaper.Start(exec.Command("/nonexistent")); err == nil {
+	if _, err := testReaper.Start(exec.CommandContext(t.Context(), "/nonexistent")); err == nil {
 		t.Error("got no error")
 	}
-	if _, err := testReaper.StartLocked(exec.Command("/nonexistent")); err == nil {
+	if _, err := testReaper.StartLocked(exec.CommandContext(t.Context(), "/nonexistent")); err == nil {
 		t.Error("locked: got no error")
 	}
 }

@@ -31,7 +31,7 @@ func (s *server) handler() http.Handler {
 	mux.HandleFunc("GET /v1/instances/{instance}", verb(s, func(_ context.Context, sl *slot, _ struct{}) (orders.Instance, error) { return sl.account(), nil }))
 	mux.HandleFunc("POST /v1/instances/{instance}/start", verb(s, func(ctx context.Context, sl *slot, o orders.Start) (orders.Started, error) { return sl.start(ctx, o) }))
 	mux.HandleFunc("POST /v1/instances/{instance}/stop", verb(s, func(ctx context.Context, sl *slot, o orders.Stop) (orders.Done, error) { return sl.stop(ctx, o) }))
-	mux.HandleFunc("POST /v1/instances/{instance}/suspend", verb(s, func(ctx context.Context, sl *slot, o orders.Suspend) (orders.Done, error) { return sl.suspend(ctx, o) }))
+	mux.HandleFunc("POST /v1/instances/{instance}/suspend", verb(s, func(_ context.Context, sl *slot, o orders.Suspend) (orders.Done, error) { return sl.suspend(o) }))
 	mux.HandleFunc("POST /v1/instances/{instance}/signal", verb(s, func(ctx context.Context, sl *slot, o orders.Signal) (orders.Done, error) { return sl.signal(ctx, o) }))
 	mux.HandleFunc("POST /v1/instances/{instance}/note", verb(s, func(_ context.Context, sl *slot, o orders.Note) (orders.Done, error) {
 		s.slots.logs.platform(sl.source(), o.Line)

@@ -50,7 +50,7 @@ func newHost(t *testing.T) *host {
 		t.Fatal("this test needs root: it makes network namespaces and runs containers")
 	}
 	// Short, for the sockets in it.
-	dir, err := os.MkdirTemp("", "roost-")
+	dir, err := os.MkdirTemp("", "roost-") //nolint:usetesting // a test's own directory is too long a path
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -107,11 +107,11 @@ func (h *host) sweep(ctx context.Context) {
 
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
+	defer func() { _ = l.Close() }()
 	return l.Addr().String()
 }
 
@@ -122,7 +122,7 @@ func (h *host) start() {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	h.cmd = exec.Command("/proc/self/exe")
+	h.cmd = exec.Command("/proc/self/exe") //nolint:noctx // ended by its own means
 	h.cmd.Env = append(os.Environ(), "ROOST_TEST_ROLE=server", "ROOST_TEST_CONFIG="+string(cfg))
 	h.cmd.Stdout, h.cmd.Stderr = h.log, h.log
 	if h.exited, err = testReaper.Start(h.cmd); err != nil {
@@ -241,20 +241,20 @@ func (h *host) instance(id root.InstanceID) orders.Instance {
 
 var errFound = errors.New("found")
 
-// until waits for a journal entry.
-func (h *host) until(id root.InstanceID, typ orders.EntryType) (found orders.Entry) {
+// exit waits for the exit of an instance.
+func (h *host) exit(id root.InstanceID) (found orders.Entry) {
 	h.t.Helper()
 	ctx, cancel := context.WithTimeout(h.t.Context(), deadline)
 	defer cancel()
 	err := h.client.Journal(ctx, root.Stamp{}, func(e orders.Entry) error {
-		if e.Instance == id && e.Type == typ {
+		if e.Instance == id && e.Type == orders.EntryExited {
 			found = e
 			return errFound
 		}
 		return nil
 	})
 	if !errors.Is(err, errFound) {
-		h.t.Fatalf("no entry %s of %s: %v", typ, id, err)
+		h.t.Fatalf("no exit of %s: %v", id, err)
 	}
 	return found
 }
@@ -314,7 +314,7 @@ func TestServerRunsAMachine(t *testing.T) {
 	if _, err := h.client.Stop(t.Context(), "01A", orders.Stop{Source: orders.SourceUser}); err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(&orders.Exit{Code: 7, Requested: true}, h.until("01A", orders.EntryExited).Exit); diff != "" {
+	if diff := cmp.Diff(&orders.Exit{Code: 7, Requested: true}, h.exit("01A").Exit); diff != "" {
 		t.Errorf("exit (-want +got):\n%s", diff)
 	}
 	h.logged(i.Machine, "Main child exited normally with code: 7")
@@ -357,7 +357,7 @@ func TestOutOfMemory(t *testing.T) {
 	h := newHost(t)
 	h.start()
 	h.started("01A", "eat", "500")
-	e := h.until("01A", orders.EntryExited)
+	e := h.exit("01A")
 	if e.Exit == nil || !e.Exit.OOMKilled || e.Exit.Code != 137 || e.Exit.Requested {
 		t.Errorf("exit: got %+v, want killed for memory", e.Exit)
 	}
@@ -426,7 +426,7 @@ func TestServerKilledAndAdopted(t *testing.T) {
 	if got := h.instance("01D"); got.Next == nil || got.Phase != orders.PhaseStopped {
 		t.Errorf("prepared machine: got %+v, want its boot", got)
 	}
-	if diff := cmp.Diff(&orders.Exit{Code: -1}, h.until("01C", orders.EntryExited).Exit); diff != "" {
+	if diff := cmp.Diff(&orders.Exit{Code: -1}, h.exit("01C").Exit); diff != "" {
 		t.Errorf("exit in the gap (-want +got):\n%s", diff)
 	}
 	h.logged(running.Machine, "printed in the gap")
@@ -439,7 +439,7 @@ func TestServerKilledAndAdopted(t *testing.T) {
 	if _, err := h.client.Stop(t.Context(), "01A", orders.Stop{}); err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(&orders.Exit{Code: 7, Requested: true}, h.until("01A", orders.EntryExited).Exit); diff != "" {
+	if diff := cmp.Diff(&orders.Exit{Code: 7, Requested: true}, h.exit("01A").Exit); diff != "" {
 		t.Errorf("exit of the adopted one (-want +got):\n%s", diff)
 	}
 	// Its edge ends: the adopted sockets serve the next one.
@@ -464,7 +464,7 @@ func TestChildrenComeBackAndNoConnectionIsRefused(t *testing.T) {
 					return
 				default:
 				}
-				c, err := net.Dial("tcp", h.cfg.Listen[0].Addr)
+				c, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", h.cfg.Listen[0].Addr)
 				if err != nil {
 					t.Errorf("connect: %v", err)
 					return
@@ -545,7 +545,7 @@ func TestUpgradeKeepsEverything(t *testing.T) {
 		if _, err := h.client.Stop(t.Context(), id, orders.Stop{}); err != nil {
 			t.Fatal(err)
 		}
-		if diff := cmp.Diff(&orders.Exit{Code: code, Requested: true}, h.until(id, orders.EntryExited).Exit); diff != "" {
+		if diff := cmp.Diff(&orders.Exit{Code: code, Requested: true}, h.exit(id).Exit); diff != "" {
 			t.Errorf("exit of %s (-want +got):\n%s", id, diff)
 		}
 	}
@@ -564,12 +564,14 @@ func TestBuilderOnDemand(t *testing.T) {
 	if err != nil || st.Children[childBuilder] == 0 {
 		t.Fatalf("host: got %+v, %v, want a builder", st, err)
 	}
-	c, err := net.Dial("unix", h.cfg.BuilderSocket())
+	c, err := (&net.Dialer{}).DialContext(t.Context(), "unix", h.cfg.BuilderSocket())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	fmt.Fprint(c, "GET / HTTP/1.0\r\n\r\n")
+	if _, err := fmt.Fprint(c, "GET / HTTP/1.0\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
 	poll(t, func() bool {
 		st, err := h.client.Host(t.Context())
 		return err == nil && st.Children[childBuilder] == 0

@@ -116,7 +116,7 @@ func (s *slot) land(f *flight) {
 }
 
 func (s *slot) gaveUp(ctx context.Context) error {
-	if errors.Is(context.Cause(ctx), errGoingAway) || s.all.ctx.Err() != nil {
+	if errors.Is(context.Cause(ctx), errGoingAway) || s.all.detached(ctx).Err() != nil {
 		return &root.Error{Kind: root.Unavailable, Message: "the platform's server process is going away, try again", Err: context.Cause(ctx)}
 	}
 	s.mu.Lock()
@@ -225,8 +225,9 @@ func (s *slot) start(ctx context.Context, o orders.Start) (orders.Started, error
 			s.land(f)
 		} else {
 			// The boot goes on for the others when this caller goes away.
+			detached := s.all.detached(ctx)
 			s.all.tasks.Go(func() {
-				f.out, f.err = s.boot(o)
+				f.out, f.err = s.boot(detached, o)
 				s.land(f)
 			})
 			select {
@@ -307,8 +308,8 @@ func (s *slot) mark() {
 }
 
 // boot runs the prepared boot; the caller holds the flight.
-func (s *slot) boot(o orders.Start) (_ orders.Started, err error) {
-	ctx, cancel := context.WithTimeoutCause(s.all.ctx, bootTimeout, fmt.Errorf("the start took more than %s", bootTimeout))
+func (s *slot) boot(ctx context.Context, o orders.Start) (_ orders.Started, err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, bootTimeout, fmt.Errorf("the start took more than %s", bootTimeout))
 	defer cancel()
 	s.mu.Lock()
 	b := *s.next
@@ -416,9 +417,10 @@ func (s *slot) launch(ctx context.Context, b orders.Boot) (_ *run, err error) {
 	s.mu.Lock()
 	s.run = r
 	s.mu.Unlock()
+	watch := s.all.detached(ctx)
 	s.all.tasks.Go(func() {
-		if e, ok := await(s.all.ctx, exit); ok {
-			s.exited(r, e.Status)
+		if e, ok := await(watch, exit); ok {
+			s.exited(watch, r, e.Status)
 		} else {
 			s.leave(r)
 		}
@@ -450,11 +452,11 @@ func (s *slot) leave(r *run) {
 
 // exited deals with the end of a run's first process, and so of all of them.
 // Code is 128 + signal for a signal, -1 for unknown.
-func (s *slot) exited(r *run, code int) {
+func (s *slot) exited(ctx context.Context, r *run, code int) {
 	s.mu.Lock()
 	r.dead = true
 	s.mu.Unlock()
-	f, err := s.claim(s.all.ctx)
+	f, err := s.claim(ctx)
 	if err != nil {
 		s.leave(r)
 		s.mu.Lock()
@@ -477,7 +479,7 @@ func (s *slot) exited(r *run, code int) {
 			s.all.log.Warn("machine output not closed", "machine", s.machine, "err", err)
 		}
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.all.ctx), cleanTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTimeout)
 	defer cancel()
 	if err := s.all.driver.Delete(ctx, r.boot.Container, true); err != nil {
 		s.all.log.Error("container not deleted", "machine", s.machine, "container", r.boot.Container, "err", err)
@@ -570,23 +572,24 @@ func (s *slot) end(ctx context.Context, r *run, sig syscall.Signal, timeout time
 		err = nil // ended by itself this moment
 	}
 	s.all.tasks.Go(s.mark)
-	s.all.tasks.Go(func() { s.insist(r, timeout) })
+	detached := s.all.detached(ctx)
+	s.all.tasks.Go(func() { s.insist(detached, r, timeout) })
 	return err
 }
 
 // insist kills a run that has not ended after the timeout.
-func (s *slot) insist(r *run, timeout time.Duration) {
+func (s *slot) insist(ctx context.Context, r *run, timeout time.Duration) {
 	t := time.NewTimer(timeout)
 	defer t.Stop()
 	for {
 		select {
 		case <-r.ended:
 			return
-		case <-s.all.ctx.Done():
+		case <-ctx.Done():
 			return // adopted as stopping
 		case <-t.C:
 		}
-		if err := s.kill(s.all.ctx, r); err != nil && root.KindOf(err) != root.NotFound {
+		if err := s.kill(ctx, r); err != nil && root.KindOf(err) != root.NotFound {
 			s.all.log.Error("kill failed", "machine", s.machine, "container", r.boot.Container, "err", err)
 		}
 		t.Reset(killAgain)
@@ -600,7 +603,7 @@ func (s *slot) kill(ctx context.Context, r *run) error {
 }
 
 // suspend freezes. See orders.Suspend.
-func (s *slot) suspend(ctx context.Context, o orders.Suspend) (orders.Done, error) {
+func (s *slot) suspend(o orders.Suspend) (orders.Done, error) {
 	s.mu.Lock()
 	switch {
 	case o.Generation != 0 && o.Generation != s.generation, o.Seen != (root.Stamp{}) && o.Seen != s.stamp:

@@ -158,20 +158,20 @@ func TestSuspendAndResume(t *testing.T) {
 	w := newWorld(t, fake("sleep"))
 	s := w.started("I1")
 	seen := s.account().Stamp
-	if _, err := s.suspend(t.Context(), orders.Suspend{Seen: root.Stamp{Boot: seen.Boot, Seq: seen.Seq - 1}}); root.KindOf(err) != root.Conflict {
+	if _, err := s.suspend(orders.Suspend{Seen: root.Stamp{Boot: seen.Boot, Seq: seen.Seq - 1}}); root.KindOf(err) != root.Conflict {
 		t.Errorf("suspend with older news: got %v, want kind conflict", err)
 	}
 	if _, err := s.enter(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.suspend(t.Context(), orders.Suspend{Seen: seen}); root.KindOf(err) != root.Conflict {
+	if _, err := s.suspend(orders.Suspend{Seen: seen}); root.KindOf(err) != root.Conflict {
 		t.Errorf("suspend during an exec: got %v, want kind conflict", err)
 	}
 	s.exit()
-	if _, err := s.suspend(t.Context(), orders.Suspend{Seen: seen, Generation: 3, Source: orders.SourceProxy}); err != nil {
+	if _, err := s.suspend(orders.Suspend{Seen: seen, Generation: 3, Source: orders.SourceProxy}); err != nil {
 		t.Fatal(err)
 	}
-	if !w.router.isMarked("m7") {
+	if !w.router.isMarked() {
 		t.Error("first packet would not wake it")
 	}
 	if _, err := s.enter(); root.KindOf(err) != root.Precondition {
@@ -181,7 +181,7 @@ func TestSuspendAndResume(t *testing.T) {
 	if err != nil || !out.Thawed || out.Booted {
 		t.Fatalf("resume: got %+v, %v, want thawed", out, err)
 	}
-	poll(t, func() bool { return !w.router.isMarked("m7") })
+	poll(t, func() bool { return !w.router.isMarked() })
 	if out, err = s.start(t.Context(), orders.Start{}); err != nil || out.Thawed || out.Booted {
 		t.Errorf("start of a started one: got %+v, %v, want neither thawed nor booted", out, err)
 	}
@@ -191,11 +191,11 @@ func TestFirstPacket(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, fake("sleep"))
 	s := w.started("I1")
-	if _, err := s.suspend(t.Context(), orders.Suspend{}); err != nil {
+	if _, err := s.suspend(orders.Suspend{}); err != nil {
 		t.Fatal(err)
 	}
-	w.firstPacket("m8")
-	w.firstPacket("m7")
+	w.firstPacket(t.Context(), "m8")
+	w.firstPacket(t.Context(), "m7")
 	if e := w.until(orders.EntryResumed); e.Source != orders.SourceProxy || e.Reason != "private network traffic" {
 		t.Errorf("entry: got %+v", e)
 	}
@@ -205,7 +205,7 @@ func TestStopOfASuspendedMachine(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, fake("sleep"))
 	s := w.started("I1")
-	if _, err := s.suspend(t.Context(), orders.Suspend{}); err != nil {
+	if _, err := s.suspend(orders.Suspend{}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := s.stop(t.Context(), orders.Stop{Signal: "SIGTERM"}); err != nil {
@@ -214,7 +214,7 @@ func TestStopOfASuspendedMachine(t *testing.T) {
 	if diff := cmp.Diff(&orders.Exit{Code: 143, Signal: 15, Requested: true}, w.until(orders.EntryExited).Exit); diff != "" {
 		t.Errorf("exit (-want +got):\n%s", diff)
 	}
-	if w.router.isMarked("m7") {
+	if w.router.isMarked() {
 		t.Error("its interface is still marked")
 	}
 }

@@ -31,7 +31,7 @@ type router interface {
 
 // slots are all instances of this host.
 type slots struct {
-	ctx          context.Context // ends with the process: everything that outlives a request hangs on it
+	ended        <-chan struct{} // closed when the process goes away
 	cfg          config.Config
 	driver       runtime.Driver
 	router       router
@@ -183,8 +183,32 @@ func (a *slots) forget(s *slot) bool {
 	return true
 }
 
-// firstPacket wakes the machine behind an interface of the router.
-func (a *slots) firstPacket(iface string) {
+// detachedContext has the values of another context, but ends with the process.
+type detachedContext struct {
+	context.Context
+	ended <-chan struct{}
+}
+
+func (c detachedContext) Done() <-chan struct{} { return c.ended }
+
+func (c detachedContext) Err() error {
+	select {
+	case <-c.ended:
+		return context.Canceled
+	default:
+		return nil
+	}
+}
+
+// detached is for what goes on when the caller goes away: starts that others
+// wait for, too, and everything that follows a machine.
+func (a *slots) detached(ctx context.Context) context.Context {
+	return detachedContext{context.WithoutCancel(ctx), a.ended}
+}
+
+// firstPacket wakes the machine behind an interface of the router; it does not
+// wait for it.
+func (a *slots) firstPacket(ctx context.Context, iface string) {
 	for _, s := range a.list() {
 		s.mu.Lock()
 		hit := s.run != nil && s.run.boot.Interface == iface
@@ -193,7 +217,7 @@ func (a *slots) firstPacket(iface string) {
 			continue
 		}
 		a.tasks.Go(func() {
-			ctx, cancel := context.WithTimeoutCause(a.ctx, wakeTimeout, errors.New("the wake took too long"))
+			ctx, cancel := context.WithTimeoutCause(a.detached(ctx), wakeTimeout, errors.New("the wake took too long"))
 			defer cancel()
 			if _, err := s.start(ctx, orders.Start{Source: orders.SourceProxy, Reason: "private network traffic"}); err != nil {
 				a.log.Warn("first packet did not wake its machine", "machine", s.machine, "err", err)

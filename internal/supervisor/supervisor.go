@@ -154,7 +154,7 @@ func runWith(ctx context.Context, cfg config.Config, argv func(child string) []s
 	if err := s.openRuntime(life); err != nil {
 		return err
 	}
-	if err := s.adopt(edge); err != nil {
+	if err := s.adopt(life, edge); err != nil {
 		return err
 	}
 	s.children.renew(beforeErr != nil || !reflect.DeepEqual(before, cfg))
@@ -195,7 +195,7 @@ func (s *server) openRuntime(life context.Context) (err error) {
 	if err := s.cgroups.SetLimit(total); err != nil {
 		return err
 	}
-	if s.swap, err = swap.Setup(cfg.Swap, total, cfg.Data); err != nil {
+	if s.swap, err = swap.Setup(cfg.Swap, total, cfg.Data); err != nil { //nolint:contextcheck // it takes none and is short
 		return fmt.Errorf("swap: %w", err)
 	}
 	s.slots = newSlots(life, *cfg, driver, s.network, s.reaper, s.log)
@@ -206,7 +206,7 @@ func (s *server) openRuntime(life context.Context) (err error) {
 
 func newSlots(life context.Context, cfg config.Config, d runtime.Driver, r router, rp *reaper, log *slog.Logger) *slots {
 	return &slots{
-		ctx: life, cfg: cfg, driver: d, router: r, reaper: rp, foreign: &foreign{reaper: rp, log: log}, log: log,
+		ended: life.Done(), cfg: cfg, driver: d, router: r, reaper: rp, foreign: &foreign{reaper: rp, log: log}, log: log,
 		reclaimAfter: cfg.Reclaim, reclaimKick: make(chan struct{}, 1),
 		byID: map[root.InstanceID]*slot{},
 		logs: &logs{dir: cfg.LogDir, budget: cfg.Logs, region: cfg.Region, log: log, open: map[root.MachineID]*logWriter{}},
@@ -214,7 +214,7 @@ func newSlots(life context.Context, cfg config.Config, d runtime.Driver, r route
 }
 
 // adopt opens the journal and takes over what runs.
-func (s *server) adopt(edge childProcess) error {
+func (s *server) adopt(life context.Context, edge childProcess) error {
 	id, err := kernelBootID()
 	if err != nil {
 		return err
@@ -226,7 +226,7 @@ func (s *server) adopt(edge childProcess) error {
 	if s.slots.journal, rebooted, err = openJournal(s.cfg.Journal(), id, time.Now(), s.log); err != nil {
 		return err
 	}
-	return s.slots.adopt(rebooted, edge)
+	return s.slots.adopt(life, rebooted, edge)
 }
 
 // serve runs until ctx ends and then goes away in order.
@@ -263,7 +263,7 @@ func (s *server) serve(ctx, life context.Context, endLife context.CancelFunc, re
 		return nil
 	})
 	g.Go(func() error {
-		if err := s.network.Wakes(gctx, s.slots.firstPacket); gctx.Err() == nil {
+		if err := s.network.Wakes(gctx, func(iface string) { s.slots.firstPacket(life, iface) }); gctx.Err() == nil {
 			// Wakes by request go on; the operator learns of the rest.
 			s.log.Error("first packets to suspended machines are not seen", "err", err)
 		}

@@ -73,7 +73,7 @@ func (s *server) notifyReady() {
 		s.log.Warn("systemd not told", "err", err)
 		return
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	if _, err := c.Write([]byte("READY=1\n")); err != nil {
 		s.log.Warn("systemd not told", "err", err)
 	}

@@ -42,6 +42,10 @@ const (
 	// freezeTimeout is for processes inside a system call that cannot be
 	// interrupted, such as a read from a network file system.
 	freezeTimeout = 5 * time.Second
+	// freezeAgain is how long a freeze may take before it is begun anew. A
+	// process in execve waits for its other threads to die, and in version 1
+	// those that are frozen already do not die.
+	freezeAgain = 100 * time.Millisecond
 	// oomSettle is how long after its announcement a kill for memory is counted.
 	oomSettle = 200 * time.Millisecond
 	// removeTimeout is for the kernel to let go of killed processes.
@@ -184,6 +188,7 @@ func (p *Parent) Freeze(id string) error {
 		return p.wrap("freeze", id, err)
 	}
 	deadline := time.Now().Add(freezeTimeout)
+	again := time.Now().Add(freezeAgain)
 	for wait := 50 * time.Microsecond; ; wait = min(2*wait, 5*time.Millisecond) {
 		frozen, err := p.h.frozen(name)
 		if err != nil {
@@ -197,6 +202,13 @@ func (p *Parent) Freeze(id string) error {
 			return errors.Join(root.Errorf(root.Unavailable, "container %s did not stand still within %s: a process is inside a system call that cannot be interrupted", id, freezeTimeout), err)
 		}
 		pause(wait)
+		if time.Now().After(again) {
+			if err := p.h.setFrozen(name, false); err != nil {
+				return p.wrap("freeze", id, err)
+			}
+			pause(wait)
+			again = time.Now().Add(freezeAgain)
+		}
 		// Version 1 gives up on tasks that were being forked: ask again.
 		if err := p.h.setFrozen(name, true); err != nil {
 			return p.wrap("freeze", id, err)
