@@ -105,6 +105,9 @@ func warnings(c *machines.Config) []string {
 	if d := c.DNS; d != nil && given(d.ForwardRules) {
 		warn("config.dns.dns_forward_rules", "names go to the usual servers")
 	}
+	if d := c.DNS; d != nil && d.HostnameFQDN != "" {
+		warn("config.dns.hostname_fqdn", "the machine's host name is config.dns.hostname")
+	}
 	if g := c.Guest; g != nil && (g.MaxMemoryMB != 0 || g.HostDedicationID != "" || len(g.KernelArgs) > 0 || len(g.RequiredHostFeatures) > 0) {
 		warn("config.guest", "max_memory_mb, host_dedication_id, kernel_args and required_host_features have no effect")
 	}

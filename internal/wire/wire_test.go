@@ -273,3 +273,50 @@ func FuzzParseConfig(f *testing.F) {
 		}
 	})
 }
+
+// TestGoldenMachine: a machine with everything there is.
+func TestGoldenMachine(t *testing.T) {
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	p, err := ParseConfig([]byte(`{"image":"demo:1","future":1}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &root.Machine{
+		ID: "73d8d46dbee589", App: "demo", Org: "personal", Name: "quiet-lake-4821", Region: "loc", CreatedAt: at,
+		Spec: root.Spec{
+			Instance: "01J0ABCDEFGHJKMNPQRSTVWXY1", Config: p.Config, Source: p.Source, Cordoned: true, UpdatedAt: at.Add(time.Second),
+			Image:   root.Image{Registry: "registry.localhost", Repository: "demo", Tag: "1", Digest: "sha256:00", Labels: map[string]string{"fly.version": "1"}},
+			Address: root.Address{IPv4: "172.19.0.9", IPv6: "fdaa:0:1::2"},
+		},
+		Status: root.Status{
+			State: root.StateStopped, UpdatedAt: at.Add(time.Minute),
+			Checks: []root.CheckResult{{Name: "servicecheck-00-http-8080", Status: "critical", Output: "connection refused", UpdatedAt: at}},
+			Events: []root.Event{
+				{ID: "01J2", Type: "exit", Status: root.StateStopped, Source: "flyd", Reason: "out of memory", At: at.Add(time.Minute), Count: 3,
+					Exit: &root.Exit{Code: 137, Signal: 9, OOMKilled: true, Restarting: true, At: at.Add(time.Minute)}},
+				{ID: "01J1", Type: "start", Status: root.StateStarted, Source: "proxy", Reason: "request", At: at},
+			},
+		},
+	}
+	out, err := FromMachine(m, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := json.MarshalIndent(out, "", "  ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const golden = "testdata/machine.golden"
+	if *update {
+		if err := os.WriteFile(golden, append(got, '\n'), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), string(got)+"\n"); diff != "" {
+		t.Errorf("document (-want +got):\n%s", diff)
+	}
+}
