@@ -20,6 +20,9 @@ type Snapshot struct {
 type appEntry struct {
 	app      *App // nil while only machines are known
 	machines []*Machine
+	// own is that of the With which made the entry and its slice: until it
+	// ends both may be changed in place.
+	own *ownership
 }
 
 // Change is one difference between two snapshots: exactly one field is set.
@@ -164,8 +167,11 @@ func (m shardMap[K, V]) shard(i int) map[K]V {
 func (s *Snapshot) apply(c Change) {
 	switch {
 	case c.App != nil:
-		e := appEntry{app: c.App, machines: s.Machines(c.App.Name)}
-		s.apps.set(c.App.Name, &e)
+		if e := s.ownEntry(c.App.Name); e != nil {
+			e.app = c.App
+		} else {
+			s.apps.set(c.App.Name, &appEntry{app: c.App, machines: s.Machines(c.App.Name)})
+		}
 	case c.Machine != nil:
 		m := c.Machine
 		if old := s.machines.get(m.ID); old != nil && m.Status.Stamp.Before(old.Status.Stamp) {
@@ -174,7 +180,11 @@ func (s *Snapshot) apply(c Change) {
 			m = &merged
 		}
 		s.machines.set(m.ID, m)
-		s.setAppMachines(m.App, replaceMachine(s.Machines(m.App), m))
+		if e := s.ownEntry(m.App); e != nil {
+			e.machines = insertMachine(e.machines, m)
+		} else {
+			s.setAppMachines(m.App, insertMachine(slices.Clone(s.Machines(m.App)), m))
+		}
 	case c.Host != nil:
 		s.hosts.set(c.Host.ID, c.Host)
 	case c.AppDeleted != "":
@@ -193,8 +203,17 @@ func (s *Snapshot) apply(c Change) {
 	}
 }
 
+// ownEntry returns the entry of an app if it may be changed in place, or nil.
+func (s *Snapshot) ownEntry(app AppName) *appEntry {
+	if e := s.apps.get(app); e != nil && e.own != nil && e.own == s.apps.own {
+		return e
+	}
+	return nil
+}
+
+// setAppMachines takes over the slice.
 func (s *Snapshot) setAppMachines(app AppName, machines []*Machine) {
-	e := appEntry{app: s.App(app), machines: machines}
+	e := appEntry{app: s.App(app), machines: machines, own: s.apps.own}
 	if e.app == nil && len(machines) == 0 {
 		s.apps.delete(app)
 		return
@@ -202,14 +221,14 @@ func (s *Snapshot) setAppMachines(app AppName, machines []*Machine) {
 	s.apps.set(app, &e)
 }
 
-func replaceMachine(machines []*Machine, m *Machine) []*Machine {
+// insertMachine puts m into its place in machines, which it changes.
+func insertMachine(machines []*Machine, m *Machine) []*Machine {
 	i, found := slices.BinarySearchFunc(machines, m.ID, func(o *Machine, id MachineID) int { return strings.Compare(string(o.ID), string(id)) })
-	next := make([]*Machine, 0, len(machines)+1)
-	next = append(append(next, machines[:i]...), m)
 	if found {
-		i++
+		machines[i] = m
+		return machines
 	}
-	return append(next, machines[i:]...)
+	return slices.Insert(machines, i, m)
 }
 
 // shardMap is an immutable map: set and delete copy one of shardCount parts.
