@@ -102,10 +102,13 @@ func inPrefix(p netip.Prefix, source bool) match {
 func source(p string) match      { return inPrefix(netip.MustParsePrefix(p), true) }
 func destination(p string) match { return inPrefix(netip.MustParsePrefix(p), false) }
 
-// port matches TCP or UDP packets to a port.
-func port(p byte, number uint16) match {
+// port matches TCP or UDP packets to a port, fromPort those from one.
+func port(p byte, number uint16) match     { return portAt(p, 2, number) }
+func fromPort(p byte, number uint16) match { return portAt(p, 0, number) }
+
+func portAt(p byte, offset uint32, number uint16) match {
 	return append(proto(p),
-		&expr.Payload{DestRegister: reg1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+		&expr.Payload{DestRegister: reg1, Base: expr.PayloadBaseTransportHeader, Offset: offset, Len: 2},
 		compare(expr.CmpOpEq, binaryutil.BigEndian.PutUint16(number)))
 }
 

@@ -38,23 +38,25 @@ func TestMachinesOfOneNetwork(t *testing.T) {
 	reaches(t, "router to machine", w.net().ns, "tcp", at(a.IPv4, 8080), GatewayIPv4)
 	reaches(t, "router to machine", w.net().ns, "tcp", at(a.IPv6, 8080), DNSIPv6)
 	reaches(t, "router to machine", w.net().ns, "udp", at(a.IPv4, 8080), GatewayIPv4)
-	// None of it fills the table of connections.
+	w.untracked("a private connection", func(f *netlink.ConntrackFlow) bool { return f.Forward.Protocol == unix.IPPROTO_TCP })
+}
+
+// untracked fails if the table of connections has one that it should not have:
+// a flood of them would fill it, and then nothing passes.
+func (w *world) untracked(what string, match func(*netlink.ConntrackFlow) bool) {
+	w.t.Helper()
+	h, err := netlink.NewHandleAt(netns.NsHandle(w.net().ns.Fd()), unix.NETLINK_NETFILTER)
+	must(w.t, err)
+	defer h.Close()
 	for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
-		flows, err := w.net().conntrack(t, family)
-		must(t, err)
+		flows, err := h.ConntrackTableList(netlink.ConntrackTable, family)
+		must(w.t, err)
 		for _, f := range flows {
-			if f.Forward.Protocol == unix.IPPROTO_TCP {
-				t.Errorf("a private connection is tracked: %s", f)
+			if match(f) {
+				w.t.Errorf("%s is tracked: %s", what, f)
 			}
 		}
 	}
-}
-
-func (n *Network) conntrack(t testing.TB, family netlink.InetFamily) (flows []*netlink.ConntrackFlow, err error) {
-	h, err := netlink.NewHandleAt(netns.NsHandle(n.ns.Fd()), unix.NETLINK_NETFILTER)
-	must(t, err)
-	defer h.Close()
-	return h.ConntrackTableList(netlink.ConntrackTable, family)
 }
 
 func TestMachinesOfDifferentNetworks(t *testing.T) {
@@ -150,6 +152,7 @@ func TestRouterPorts(t *testing.T) {
 		refused(t, "another socket of the edge", m.ns, "udp", at(a.router, 9090))
 		refused(t, "API by UDP", m.ns, "udp", at(a.router, 4280))
 	}
+	w.untracked("a DNS question", func(f *netlink.ConntrackFlow) bool { return f.Forward.DstPort == 53 || f.Forward.SrcPort == 53 })
 	u := addressesOf(w.o.Name, uplinkSubnet(w.o.Name, 0))
 	refused(t, "the router's uplink address", m.ns, "tcp", at(u.router4.String(), 4280))
 	refused(t, "the router's uplink address", m.ns, "tcp", at(u.router6.String(), 4280))

@@ -26,8 +26,8 @@
 //
 // # Who may talk to whom
 //
-//   - Machines of one network reach each other, any port, without connection
-//     tracking. Machines of different networks exchange no packet.
+//   - Machines of one network reach each other, any port. Machines of different
+//     networks exchange no packet; an address that nobody has is refused at once.
 //   - A machine reaches the router's DNS (53) and API (4280), and may ping it;
 //     no other socket of the edge.
 //   - A machine reaches the internet and the host's other networks (a database
@@ -38,6 +38,16 @@
 //     comes from inside the router namespace and is always allowed.
 //   - IPv6 leaves the host only if the host has a default route that switching
 //     forwarding on would not take away (one from router advertisements would).
+//
+// The number of rules is the same for any number of machines: only sets grow.
+// `nft list ruleset` inside the router namespace prints all of it.
+//
+// # Asleep
+//
+// What a machine wants of another (a new connection, data, a datagram; not a
+// keep-alive, an acknowledgement or a ping) counts in Forwarded, and is
+// reported by Wakes if the other is suspended. The packet is not held back:
+// the sleeping machine's kernel takes it, and its process finds it.
 //
 // # Who calls it
 //

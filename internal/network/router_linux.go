@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/florianl/go-nflog/v2"
 	"github.com/google/nftables"
@@ -30,6 +31,9 @@ type Router struct {
 	net    *Network
 }
 
+// cleanupTimeout bounds the removal of a router that could not be opened.
+const cleanupTimeout = 10 * time.Second
+
 // OpenRouter creates the router, or adopts and mends the one that is there.
 // Kind Precondition says what the kernel lacks.
 func OpenRouter(ctx context.Context, o Options, log *slog.Logger) (_ *Router, err error) {
@@ -40,10 +44,18 @@ func OpenRouter(ctx context.Context, o Options, log *slog.Logger) (_ *Router, er
 		return nil, &root.Error{Kind: root.Precondition, Message: "the kernel has no IPv6: remove ipv6.disable=1 from its command line (addresses on the host are not needed)", Err: err}
 	}
 	r := &Router{o: o, log: log}
+	fresh := false
 	defer func() {
-		if err != nil {
-			r.closeHandles()
+		if err == nil {
+			return
 		}
+		if fresh && r.net != nil { // nobody uses it yet: leave nothing behind
+			cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
+			defer cancel()
+			err = errors.Join(err, r.Close(cleanup))
+			return
+		}
+		r.closeHandles()
 	}()
 	if r.host, err = openNamespace(o.HostNamespace); errors.Is(err, os.ErrNotExist) {
 		r.host, err = bindNamespace(o.HostNamespace, false, nil)
@@ -56,6 +68,7 @@ func OpenRouter(ctx context.Context, o Options, log *slog.Logger) (_ *Router, er
 	}
 	ns, err := openNamespace(o.Namespace)
 	if errors.Is(err, os.ErrNotExist) {
+		fresh = true
 		ns, err = bindNamespace(o.Namespace, true, func() error { return nil })
 	}
 	if err != nil {

@@ -128,6 +128,26 @@ func TestCloseLeavesTheHostAsItWas(t *testing.T) {
 	}
 }
 
+// TestFailedOpenLeavesNothing cannot have any of its uplink's addresses.
+func TestFailedOpenLeavesNothing(t *testing.T) {
+	t.Parallel()
+	w := newHost(t)
+	h := handle(t, w.host)
+	lo, err := h.LinkByName("lo")
+	must(t, err)
+	must(t, addAddress(h, lo, netip.MustParsePrefix("169.254.64.1/18")))
+	before := state(t, w.host, volatile)
+	if r, err := OpenRouter(t.Context(), w.o, testLog(t)); !root.IsKind(err, root.Exhausted) {
+		t.Errorf("got %v, %v, want kind Exhausted", r, err)
+	}
+	if diff := cmp.Diff(before, state(t, w.host, volatile)); diff != "" {
+		t.Errorf("host after a failure (-before +after):\n%s", diff)
+	}
+	if _, err := os.Lstat(w.o.Namespace); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("router's namespace: got %v, want it gone", err)
+	}
+}
+
 // TestRealHost is the only test that touches the host's own namespace.
 func TestRealHost(t *testing.T) {
 	needRoot(t)

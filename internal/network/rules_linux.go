@@ -112,8 +112,8 @@ func routerRules(c *nftables.Conn) (sets, error) {
 
 	// Who sends: only what comes from a machine's own addresses goes on. Link
 	// local packets are for neighbour discovery alone. TCP within the private
-	// network is not tracked: its rules need no memory, and a full table of
-	// connections then cannot stop the edge.
+	// network and DNS are not tracked: their rules need no memory, and a full
+	// table of connections then cannot stop the edge.
 	addChain(c, &nftables.Chain{Table: t, Name: "prerouting", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw, Policy: policy(nftables.ChainPolicyAccept)},
 		rule(iif("lo"), accept()),
 		rule(iif(uplink), accept()),
@@ -123,9 +123,12 @@ func routerRules(c *nftables.Conn) (sets, error) {
 		rule(ipv6(), match{meta(expr.MetaKeyIIFNAME, reg1), address(true, true, reg2), notIn(s.sources6, reg1)}, drop()),
 		rule(destination(PrivateIPv4), proto(unix.IPPROTO_TCP), notrack()),
 		rule(destination(PrivateIPv6), proto(unix.IPPROTO_TCP), notrack()),
+		rule(destination(GatewayIPv4+"/32"), port(unix.IPPROTO_UDP, 53), notrack()),
+		rule(destination(DNSIPv6+"/128"), port(unix.IPPROTO_UDP, 53), notrack()),
 	)
 	addChain(c, &nftables.Chain{Table: t, Name: "output", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityRaw, Policy: policy(nftables.ChainPolicyAccept)},
 		rule(notOif(uplink), proto(unix.IPPROTO_TCP), notrack()),
+		rule(notOif(uplink), fromPort(unix.IPPROTO_UDP, 53), notrack()),
 	)
 
 	// To the router itself: answers to the edge, DNS and API.

@@ -198,7 +198,8 @@ func (r *Router) connect(ctx context.Context) (uplinkAddresses, error) {
 	}
 	u.v6 = v6 && (was.get(forward6) == "1" || v6Route != unix.RTPROT_RA)
 	if v6 && !u.v6 {
-		r.log.Warn("machines get no ipv6 to the internet: the host learned its route from router advertisements, which forwarding would switch off")
+		r.log.Warn("machines get no ipv6 to the internet: the host learned its route from router advertisements, which forwarding would switch off",
+			"mend", "set net.ipv6.conf.<link>.accept_ra=2 and net.ipv6.conf.all.forwarding=1 on the host, then restart")
 	}
 	return u, r.configureUplink(ctx, u)
 }
