@@ -308,13 +308,7 @@ func (a *Agent) Suspend(ctx context.Context, id root.MachineID, o orders.Suspend
 	if err != nil {
 		return 0, err
 	}
-	return m.do(ctx, func(ctx context.Context, m *machine) error {
-		done, err := a.o.Supervisor.Suspend(ctx, m.instanceID(), o)
-		if err != nil {
-			return err
-		}
-		return m.awaitNews(ctx, done.Stamp)
-	})
+	return m.do(ctx, func(ctx context.Context, m *machine) error { return m.suspend(ctx, o) })
 }
 
 // Destroy removes a machine and its record. A command that is still at work

@@ -133,6 +133,30 @@ func (m *machine) halt(ctx context.Context, i *instance, o orders.Stop) error {
 	return m.await(ctx, timeout+exitSlack, "the exit", func() bool { return i.phase == orders.PhaseStopped })
 }
 
+// Another operation that is just ending does not make a suspend fail.
+const (
+	busyPatience = time.Second
+	busyPause    = 20 * time.Millisecond
+)
+
+// suspend orders a freeze and returns when the status says so.
+func (m *machine) suspend(ctx context.Context, o orders.Suspend) error {
+	for end := time.Now().Add(busyPatience); ; {
+		done, err := m.a.o.Supervisor.Suspend(ctx, m.inst.id(), o)
+		if err == nil {
+			return m.awaitNews(ctx, done.Stamp)
+		}
+		if !root.IsKind(err, root.Conflict) || time.Now().After(end) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(busyPause):
+		}
+	}
+}
+
 // restart stops the machine, if it runs, and starts it.
 func (m *machine) restart(ctx context.Context, o orders.Stop) error {
 	m.listen(ctx)
