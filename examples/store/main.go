@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -49,7 +50,7 @@ func main() {
 
 // printCount is a one-off command: it runs on a machine of its own.
 func printCount(ctx context.Context, w io.Writer) error {
-	store, err := openStore(ctx)
+	store, err := openStore(ctx, defaultPurchases)
 	if err != nil {
 		return err
 	}
@@ -70,7 +71,11 @@ const drainTimeout = 4 * time.Second
 // called with the address once it is known.
 func run(ctx context.Context, getenv func(string) string, log *slog.Logger, listening func(net.Addr)) error {
 	began := time.Now()
-	store, err := openStore(ctx)
+	purchases, err := purchaseCount(getenv)
+	if err != nil {
+		return err
+	}
+	store, err := openStore(ctx, purchases)
 	if err != nil {
 		return err
 	}
@@ -116,6 +121,18 @@ func run(ctx context.Context, getenv func(string) string, log *slog.Logger, list
 		err = errors.Join(err, s)
 	}
 	return err
+}
+
+func purchaseCount(getenv func(string) string) (int, error) {
+	value := getenv("PURCHASES")
+	if value == "" {
+		return defaultPurchases, nil
+	}
+	n, err := strconv.Atoi(value)
+	if err != nil || n < 1 || n > 1_000_000 {
+		return 0, fmt.Errorf("PURCHASES: %q is not a number from 1 to 1000000", value)
+	}
+	return n, nil
 }
 
 // serverlessOptions reads how long the serverless machine idles before it is

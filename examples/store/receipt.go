@@ -27,7 +27,8 @@ func writeReceipts(w io.Writer, title string, purchases []Purchase) error {
 	pdf := fpdf.New("P", "mm", "A4", "")
 	pdf.SetTitle(title, true)
 	pdf.SetAuthor("Roost Store", true)
-	if len(purchases) > 0 { // the same purchases, the same document
+	pdf.SetCatalogSort(true) // the same purchases, the same document
+	if len(purchases) > 0 {
 		last := purchases[len(purchases)-1].At
 		pdf.SetCreationDate(last)
 		pdf.SetModificationDate(last)

@@ -108,7 +108,7 @@ func (s *site) home(w http.ResponseWriter, r *http.Request) error {
 func (s *site) purchases(w http.ResponseWriter, r *http.Request) error {
 	began := time.Now()
 	number, err := strconv.Atoi(r.URL.Query().Get("page"))
-	last := (purchaseCount + pageSize - 1) / pageSize
+	last := (s.store.n + pageSize - 1) / pageSize
 	if err != nil || number < 1 || number > last {
 		number = 1
 	}
@@ -117,7 +117,7 @@ func (s *site) purchases(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	return s.show(w, http.StatusOK, "purchases", "Purchases", began, map[string]any{
-		"Purchases": list, "Page": number, "Last": last, "Newer": number - 1, "Older": number + 1, "Count": purchaseCount,
+		"Purchases": list, "Page": number, "Last": last, "Newer": number - 1, "Older": number + 1, "Count": s.store.n,
 	})
 }
 

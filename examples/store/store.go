@@ -50,10 +50,13 @@ var errNotFound = errors.New("not found")
 
 // store is the shop's database. It lives in memory and is made anew at every
 // start, always with the same content, so that every machine has the same.
-type store struct{ db *sql.DB }
+type store struct {
+	db *sql.DB
+	n  int // how many purchases there are, numbered from 1
+}
 
-// purchaseCount is how many purchases there are, numbered from 1.
-const purchaseCount = 2400
+// defaultPurchases is how many purchases there are unless PURCHASES says so.
+const defaultPurchases = 2400
 
 // longEvery makes each so many-th purchase one of many lines.
 const longEvery = 100
@@ -64,13 +67,13 @@ CREATE TABLE purchases (id INTEGER PRIMARY KEY, customer TEXT, city TEXT, at INT
 CREATE TABLE items (purchase INTEGER, product INTEGER, count INTEGER, price INTEGER);
 `
 
-func openStore(ctx context.Context) (*store, error) {
+func openStore(ctx context.Context, purchases int) (*store, error) {
 	db, err := sql.Open("sqlite", ":memory:")
 	if err != nil {
 		return nil, err
 	}
 	db.SetMaxOpenConns(1) // a second connection would have a database of its own
-	s := &store{db}
+	s := &store{db, purchases}
 	if err := s.fill(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("fill the database: %w", err), db.Close())
 	}
@@ -97,7 +100,7 @@ func (s *store) fill(ctx context.Context) error {
 	purchases, items := into("purchases", 5), into("items", 4)
 	random := rand.New(rand.NewPCG(2026, 1))
 	day := time.Date(2026, 1, 1, 8, 0, 0, 0, time.UTC)
-	for id := 1; id <= purchaseCount; id++ {
+	for id := 1; id <= s.n; id++ {
 		lines := 1 + random.IntN(5)
 		if id%longEvery == 0 {
 			lines = 60
