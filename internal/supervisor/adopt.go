@@ -251,7 +251,10 @@ func (a *slots) resettle(ctx context.Context, s *slot, r *run, alive bool) {
 		if err := a.driver.Freeze(r.boot.Container); err != nil {
 			a.log.Error("suspended machine not frozen", "machine", s.machine, "err", err)
 		}
+		s.mu.Lock()
 		s.reclaimDue = time.Now().Add(a.reclaimAfter)
+		s.mu.Unlock()
+		a.kickReclaim()
 	case orders.PhaseSuspending:
 		if err := a.driver.Thaw(r.boot.Container); err != nil {
 			a.log.Error("machine not thawed", "machine", s.machine, "err", err)

@@ -142,14 +142,16 @@ func (c *children) start(name string) (childProcess, error) {
 	// Its own group: a terminal's interrupt is for the server to pass on.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	exited := make(chan int, 1)
+	pid := 0
 	begin := func() error {
 		ch, err := c.reaper.Start(cmd)
 		if err != nil {
 			return err
 		}
+		pid = cmd.Process.Pid
 		go func() {
 			e := <-ch
-			_ = cmd.Process.Release()
+			_ = cmd.Process.Release() // reaped; only the handle is left
 			exited <- e.Status
 		}()
 		return nil
@@ -161,7 +163,7 @@ func (c *children) start(name string) (childProcess, error) {
 	if err := in(begin); err != nil {
 		return childProcess{}, fmt.Errorf("start %s: %w", name, err)
 	}
-	p := childProcess{PID: cmd.Process.Pid, exited: exited}
+	p := childProcess{PID: pid, exited: exited}
 	p.ProcStart, p.Binary = identify(p.PID)
 	c.set(name, &p)
 	c.log.Info("child started", "child", name, "pid", p.PID)

@@ -9,7 +9,8 @@ import (
 	"github.com/roost-run/roost/internal/orders"
 )
 
-// kickReclaim makes the reclaimer look again.
+// kickReclaim makes the reclaimer look again: at the end of every flight of a
+// suspended slot, since it passes over those with one.
 func (a *slots) kickReclaim() {
 	select {
 	case a.reclaimKick <- struct{}{}:
@@ -41,8 +42,9 @@ func (a *slots) oldestSuspended() (oldest *slot, due time.Time) {
 	for _, s := range a.list() {
 		s.mu.Lock()
 		d := s.reclaimDue
+		ready := !d.IsZero() && s.phase == orders.PhaseSuspended && s.flight == nil
 		s.mu.Unlock()
-		if !d.IsZero() && (oldest == nil || d.Before(due)) {
+		if ready && (oldest == nil || d.Before(due)) {
 			oldest, due = s, d
 		}
 	}
@@ -71,7 +73,6 @@ func (a *slots) reclaim(ctx context.Context, s *slot) error {
 	defer cancel()
 	s.mu.Lock()
 	if s.phase != orders.PhaseSuspended || s.flight != nil {
-		s.reclaimDue = time.Time{}
 		s.mu.Unlock()
 		return s.notRunning("reclaim")
 	}

@@ -111,8 +111,12 @@ func (s *slot) land(f *flight) {
 	s.mu.Lock()
 	s.flight = nil
 	s.notify()
+	asleep := !s.reclaimDue.IsZero()
 	s.mu.Unlock()
 	close(f.done)
+	if asleep {
+		s.all.kickReclaim()
+	}
 }
 
 func (s *slot) gaveUp(ctx context.Context) error {
@@ -640,7 +644,6 @@ func (s *slot) suspend(o orders.Suspend) (orders.Done, error) {
 	s.reclaimed = false
 	s.reclaimDue = time.Now().Add(s.all.reclaimAfter)
 	s.mu.Unlock()
-	s.all.kickReclaim()
 	s.all.logs.platform(r.source, "Virtual machine has been suspended")
 	return orders.Done{Phase: orders.PhaseSuspended, Stamp: e.Stamp}, nil
 }
