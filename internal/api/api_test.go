@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"io"
@@ -8,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -26,6 +28,7 @@ type world struct {
 	reader  string // of scope read
 	routes  []route.Route
 	catalog *root.Snapshot
+	log     logged
 }
 
 type sourceOf map[root.TokenHash]*root.Token
@@ -52,7 +55,7 @@ func newWorld(t *testing.T) *world {
 		machines.Routes(machines.Options{Apps: fakeApps{w.fake}, Machines: ms, Hosts: fakeHosts{}, Region: "loc"}),
 		roost.Routes(roost.Options{Orgs: fakeOrgs{}, Tokens: fakeTokens{}, Images: fakeImages{}, Logs: fakeLogs{}, Hosts: fakeHosts{}, Machines: ms})...)
 	h := newHandler(Options{
-		Auth: &auth.Verifier{Source: source, Now: time.Now}, Catalog: w, Region: "loc", Log: slog.New(slog.DiscardHandler),
+		Auth: &auth.Verifier{Source: source, Now: time.Now}, Catalog: w, Region: "loc", Log: slog.New(slog.NewTextHandler(&w.log, nil)),
 	}, w.routes)
 	w.Server = httptest.NewServer(h)
 	t.Cleanup(w.Close)
@@ -62,6 +65,24 @@ func newWorld(t *testing.T) *world {
 
 // Snapshot makes the world the catalog.
 func (w *world) Snapshot() *root.Snapshot { return w.catalog }
+
+// logged collects the log.
+type logged struct {
+	mu  sync.Mutex // guards buf: handlers log beside each other
+	buf bytes.Buffer
+}
+
+func (l *logged) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Write(p)
+}
+
+func (l *logged) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.String()
+}
 
 type zeroes struct{}
 
@@ -197,6 +218,8 @@ func TestTransport(t *testing.T) {
 	if a := w.do(t, "POST", "/v1/apps/shop/machines", `{"config":{"image":"panic"}}`); a.status != http.StatusInternalServerError ||
 		!strings.Contains(a.body, `"error":"internal error"`) || a.header.Get("Fly-Request-Id") == "" {
 		t.Errorf("panic: got %d %s, want 500 with a request id", a.status, a.body)
+	} else if log := w.log.String(); !strings.Contains(log, "request_id="+a.header.Get("Fly-Request-Id")) || !strings.Contains(log, "fake_test.go") {
+		t.Errorf("log of a panic: got %.2000s, want the request id and the stack", log)
 	}
 	large := `{"config":{"image":"` + strings.Repeat("a", route.DefaultBody) + `"}}`
 	if a := w.do(t, "POST", "/v1/apps/shop/machines", large); a.status != http.StatusRequestEntityTooLarge {
