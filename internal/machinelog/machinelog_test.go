@@ -231,7 +231,11 @@ func TestFilter(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer w.Close()
+		t.Cleanup(func() {
+			if err := w.Close(); err != nil {
+				t.Error(err)
+			}
+		})
 		w.now = func() time.Time { return now }
 		writers[id] = w
 	}
@@ -330,7 +334,11 @@ func BenchmarkWrite(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer w.Close()
+	b.Cleanup(func() {
+		if err := w.Close(); err != nil {
+			b.Error(err)
+		}
+	})
 	s := w.Stream(source, "")
 	chunk := bytes.Repeat([]byte("10.0.0.1 - - GET /products/17 200 1532 0.004\n"), 20)
 	b.ReportAllocs()

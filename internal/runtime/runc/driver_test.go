@@ -67,8 +67,10 @@ func newDriver(t testing.TB) *Driver {
 }
 
 func newFixture(t *testing.T) runtimetest.Fixture {
+	t.Helper()
 	d := newDriver(t)
 	return runtimetest.Fixture{Driver: d, Bundle: func(t *testing.T, rootfs string, args []string, memory root.Bytes) runtime.Container {
+		t.Helper()
 		return newBundle(t, d, rootfs, args, memory, 0)
 	}}
 }

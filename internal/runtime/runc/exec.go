@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -111,8 +112,8 @@ func failed(log string) bool {
 	return lastError(f) != ""
 }
 
-// killExec kills the process named in pidFile and those it started in its own
-// session, once it is named.
+// killExec kills the process named in pidFile and those it started, once it is
+// named.
 func (d *Driver) killExec(id, pidFile string, ended <-chan struct{}) {
 	for deadline := time.Now().Add(execStart); time.Now().Before(deadline); {
 		pid, err := readPID(pidFile)
@@ -121,11 +122,15 @@ func (d *Driver) killExec(id, pidFile string, ended <-chan struct{}) {
 			if err != nil {
 				return
 			}
-			if pids, err := cg.PIDs(id); err != nil || !slices.Contains(pids, pid) {
+			pids, err := cg.PIDs(id)
+			if err != nil || !slices.Contains(pids, pid) {
 				return // it has ended, or is a sandbox's
 			}
-			_ = unix.Kill(-pid, syscall.SIGKILL) // the runtime gives it a session
-			_ = unix.Kill(pid, syscall.SIGKILL)  // in case it does not
+			tree := descendants(pid, pids)
+			_ = unix.Kill(-pid, syscall.SIGKILL) // runc gives it a session, so this misses none
+			for _, p := range tree {
+				_ = unix.Kill(p, syscall.SIGKILL) // it may have ended
+			}
 			return
 		}
 		if !errors.Is(err, fs.ErrNotExist) && !strings.Contains(err.Error(), "not a process id") { // half written
@@ -137,6 +142,35 @@ func (d *Driver) killExec(id, pidFile string, ended <-chan struct{}) {
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
+}
+
+// descendants returns pid and those of pids that it started, directly or not.
+func descendants(pid int, pids []int) []int {
+	tree := []int{pid}
+	for grown := true; grown; {
+		grown = false
+		for _, p := range pids {
+			if !slices.Contains(tree, p) && slices.Contains(tree, parentOf(p)) {
+				tree, grown = append(tree, p), true
+			}
+		}
+	}
+	return tree
+}
+
+// parentOf reads proc_pid_status(5); 0 if the process has ended.
+func parentOf(pid int) int {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(data)) {
+		if s, ok := strings.CutPrefix(line, "PPid:"); ok {
+			ppid, _ := strconv.Atoi(strings.TrimSpace(s)) // the kernel writes a number
+			return ppid
+		}
+	}
+	return 0
 }
 
 // process makes the command's OCI process from the container's own.

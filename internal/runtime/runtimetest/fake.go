@@ -247,7 +247,7 @@ func (f *Fake) Exec(ctx context.Context, id string, e runtime.Exec) (int, error)
 		return 0, root.Errorf(root.Invalid, "command not found: %s", e.Args[0])
 	}
 	pid, err := syscall.ForkExec(argv0, args, &syscall.ProcAttr{
-		Dir: n.dir(cwd), Env: append(append([]string{}, n.process.Env...), e.Env...),
+		Dir: n.dir(cwd), Env: slices.Concat(n.process.Env, e.Env),
 		Files: []uintptr{fdOr(e.Stdin, null), fdOr(e.Stdout, null), fdOr(e.Stderr, null)},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	})

@@ -20,6 +20,7 @@ func TestFake(t *testing.T) {
 }
 
 func plainBundle(t *testing.T, rootfs string, args []string, _ root.Bytes) runtime.Container {
+	t.Helper()
 	dir := t.TempDir()
 	data, err := json.Marshal(specs.Spec{
 		Root:    &specs.Root{Path: rootfs},

@@ -85,8 +85,9 @@ func Wait(pid int) (int, error) {
 
 // Suite tests a driver; new makes one for each part.
 func Suite(t *testing.T, newFixture func(t *testing.T) Fixture) {
+	t.Helper()
 	payload := Payload(t)
-	for name, test := range map[string]func(*testing.T, *harness){
+	for name, test := range map[string]func(*harness){
 		"Lifecycle":        testLifecycle,
 		"Output":           testOutput,
 		"Blocking":         testBlocking,
@@ -106,7 +107,7 @@ func Suite(t *testing.T, newFixture func(t *testing.T) Fixture) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			test(t, &harness{t: t, Fixture: newFixture(t), payload: payload})
+			test(&harness{t: t, Fixture: newFixture(t), payload: payload})
 		})
 	}
 }
@@ -209,7 +210,8 @@ func wantKind(t *testing.T, what string, err error, want root.Kind) {
 	}
 }
 
-func testLifecycle(t *testing.T, h *harness) {
+func testLifecycle(h *harness) {
+	t := h.t
 	i := h.create(64*root.MiB, "exit", "7")
 	if i.pid <= 0 {
 		t.Fatalf("pid: got %d", i.pid)
@@ -232,7 +234,8 @@ func testLifecycle(t *testing.T, h *harness) {
 	wantKind(t, "processes after delete", err, root.NotFound)
 }
 
-func testOutput(t *testing.T, h *harness) {
+func testOutput(h *harness) {
+	t := h.t
 	i := h.create(64*root.MiB, "lines", "3")
 	i.start()
 	i.wait(0)
@@ -242,7 +245,8 @@ func testOutput(t *testing.T, h *harness) {
 	}
 }
 
-func testBlocking(t *testing.T, h *harness) {
+func testBlocking(h *harness) {
+	t := h.t
 	c := h.Bundle(t, Rootfs(t, h.payload), []string{"/payload", "blocking"}, 64*root.MiB)
 	fds := make([]int, 2)
 	if err := syscall.Pipe2(fds, syscall.O_NONBLOCK|syscall.O_CLOEXEC); err != nil {
@@ -266,7 +270,8 @@ func testBlocking(t *testing.T, h *harness) {
 	}
 }
 
-func testSignal(t *testing.T, h *harness) {
+func testSignal(h *harness) {
+	t := h.t
 	i := h.create(64*root.MiB, "catch", "42")
 	i.start()
 	i.ready()
@@ -277,7 +282,8 @@ func testSignal(t *testing.T, h *harness) {
 	wantKind(t, "signal to nobody", h.Driver.Signal(t.Context(), i.id, syscall.SIGINT, false), root.NotFound)
 }
 
-func testSignalAll(t *testing.T, h *harness) {
+func testSignalAll(h *harness) {
+	t := h.t
 	i := h.create(64*root.MiB, "child")
 	i.start()
 	i.ready()
@@ -314,7 +320,8 @@ func (i *instance) exec(ctx context.Context, e runtime.Exec) (out string, code i
 	return string(data), code, err
 }
 
-func testExec(t *testing.T, h *harness) {
+func testExec(h *harness) {
+	t := h.t
 	i := h.create(64*root.MiB, "sleep")
 	i.start()
 	i.ready()
@@ -347,7 +354,8 @@ func testExec(t *testing.T, h *harness) {
 	}
 }
 
-func testExecKilled(t *testing.T, h *harness) {
+func testExecKilled(h *harness) {
+	t := h.t
 	i := h.create(64*root.MiB, "sleep")
 	i.start()
 	i.ready()
@@ -391,7 +399,8 @@ func (i *instance) count() string {
 	return string(data)
 }
 
-func testFreeze(t *testing.T, h *harness) {
+func testFreeze(h *harness) {
+	t := h.t
 	i := h.create(64*root.MiB, "count")
 	i.start()
 	i.ready()
@@ -416,7 +425,8 @@ func testFreeze(t *testing.T, h *harness) {
 	eventually(t, "progress after the thaw", func() bool { return i.count() != frozen })
 }
 
-func testDeleteFrozen(t *testing.T, h *harness) {
+func testDeleteFrozen(h *harness) {
+	t := h.t
 	i := h.create(64*root.MiB, "count")
 	i.start()
 	i.ready()
@@ -429,7 +439,8 @@ func testDeleteFrozen(t *testing.T, h *harness) {
 	i.wait(137)
 }
 
-func testDeleteRunning(t *testing.T, h *harness) {
+func testDeleteRunning(h *harness) {
+	t := h.t
 	i := h.create(64*root.MiB, "sleep")
 	i.start()
 	i.ready()
@@ -442,7 +453,8 @@ func testDeleteRunning(t *testing.T, h *harness) {
 	i.wait(137)
 }
 
-func testOOM(t *testing.T, h *harness) {
+func testOOM(h *harness) {
+	t := h.t
 	i := h.create(32*root.MiB, "eat", "200")
 	i.start()
 	if h.OOM != nil {
@@ -458,7 +470,8 @@ func testOOM(t *testing.T, h *harness) {
 	}
 }
 
-func testList(t *testing.T, h *harness) {
+func testList(h *harness) {
+	t := h.t
 	made, running, ended := h.create(64*root.MiB, "sleep"), h.create(64*root.MiB, "sleep"), h.create(64*root.MiB, "exit", "0")
 	running.start()
 	running.ready()
@@ -487,7 +500,8 @@ func testList(t *testing.T, h *harness) {
 	}
 }
 
-func testCreateTwice(t *testing.T, h *harness) {
+func testCreateTwice(h *harness) {
+	t := h.t
 	i := h.create(64*root.MiB, "sleep")
 	i.start()
 	i.ready()
@@ -502,7 +516,8 @@ func testCreateTwice(t *testing.T, h *harness) {
 	}
 }
 
-func testCreateFails(t *testing.T, h *harness) {
+func testCreateFails(h *harness) {
+	t := h.t
 	c := h.Bundle(t, Rootfs(t, h.payload), []string{"/payload", "sleep"}, 64*root.MiB)
 	c.Bundle = t.TempDir() // nothing in it
 	if _, err := h.Driver.Create(t.Context(), c); err == nil {
@@ -521,7 +536,8 @@ func testCreateFails(t *testing.T, h *harness) {
 	wantKind(t, "its processes", err, root.NotFound)
 }
 
-func testUnknown(t *testing.T, h *harness) {
+func testUnknown(h *harness) {
+	t := h.t
 	const id = "no-such-container"
 	d := h.Driver
 	wantKind(t, "start", d.Start(t.Context(), id), root.NotFound)
@@ -539,7 +555,8 @@ func testUnknown(t *testing.T, h *harness) {
 	}
 }
 
-func testTerminal(t *testing.T, h *harness) {
+func testTerminal(h *harness) {
+	t := h.t
 	rootfs := Rootfs(t, h.payload)
 	c := h.Bundle(t, rootfs, []string{"/payload", "echo"}, 64*root.MiB)
 	if err := setTerminal(c.Bundle); err != nil {

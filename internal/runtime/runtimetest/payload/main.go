@@ -4,6 +4,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -50,7 +51,7 @@ func main() {
 		for i := 1; ; i++ {
 			_, err := f.WriteAt([]byte(fmt.Sprintf("%020d", i)), 0)
 			check(err)
-			time.Sleep(200 * time.Microsecond)
+			<-time.After(200 * time.Microsecond)
 		}
 	case "eat":
 		var kept [][]byte
@@ -64,7 +65,7 @@ func main() {
 		fmt.Println("ready", len(kept))
 		wait()
 	case "child":
-		c := exec.Command(os.Args[0], "sleep")
+		c := exec.CommandContext(context.Background(), os.Args[0], "sleep")
 		check(c.Start())
 		fmt.Println("ready")
 		wait()
@@ -124,9 +125,7 @@ func main() {
 }
 
 func wait() {
-	for {
-		time.Sleep(time.Hour)
-	}
+	<-time.After(1 << 62) // a bare select would be a deadlock
 }
 
 func number(s string) int {
