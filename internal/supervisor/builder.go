@@ -9,6 +9,10 @@ import (
 	root "github.com/roost-run/roost"
 )
 
+// buildsGroup is the control group of builds: they count towards the limit of
+// all machines.
+const buildsGroup = "builds"
+
 // builderTimeout is how long the builder may take until its socket answers.
 const builderTimeout = 20 * time.Second
 
@@ -25,6 +29,9 @@ func (s *server) startBuilder(ctx context.Context) error {
 	p, err := s.children.startOrAdopt(childBuilder)
 	if err != nil {
 		return err
+	}
+	if err := s.cgroups.Join(buildsGroup, p.PID); err != nil {
+		s.log.Warn("builds are not limited", "err", err)
 	}
 	ended := make(chan struct{})
 	s.builders.Go(func() {

@@ -564,6 +564,10 @@ func TestBuilderOnDemand(t *testing.T) {
 	if err != nil || st.Children[childBuilder] == 0 {
 		t.Fatalf("host: got %+v, %v, want a builder", st, err)
 	}
+	group, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", st.Children[childBuilder]))
+	if want := h.cfg.CgroupParent() + "/" + buildsGroup; err != nil || !strings.Contains(string(group), want) {
+		t.Errorf("control groups of the builder: got %s, %v, want %s", group, err, want)
+	}
 	c, err := (&net.Dialer{}).DialContext(t.Context(), "unix", h.cfg.BuilderSocket())
 	if err != nil {
 		t.Fatal(err)
