@@ -357,11 +357,19 @@ func (e *edge) accessLog() (func(*proxy.Record), func()) {
 		return nil, func() {}
 	}
 	lines := make(chan []byte, accessQueue)
-	done := make(chan struct{})
+	stop, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
-		for l := range lines {
-			_, _ = os.Stderr.Write(l) // nowhere else to tell
+		for {
+			select {
+			case l := <-lines:
+				_, _ = os.Stderr.Write(l) // nowhere else to tell
+			case <-stop:
+				for len(lines) > 0 {
+					_, _ = os.Stderr.Write(<-lines)
+				}
+				return
+			}
 		}
 	}()
 	write := func(r *proxy.Record) {
@@ -375,7 +383,7 @@ func (e *edge) accessLog() (func(*proxy.Record), func()) {
 		}
 	}
 	return write, func() {
-		close(lines)
+		close(stop)
 		<-done
 	}
 }

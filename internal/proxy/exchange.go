@@ -73,7 +73,7 @@ type slot struct {
 func (s *slot) release() {
 	s.once.Do(func() {
 		s.b.unit.Release(s.Index)
-		s.p.waiters.wake(s.Machine.App)
+		s.p.waiters.freed(s.Machine.App)
 	})
 }
 
@@ -93,26 +93,25 @@ type outlook struct {
 }
 
 // acquire gets a slot at a machine for x, waking and waiting as needed.
-func (p *Proxy) acquire(ctx context.Context, x *exchange) (*slot, *failure) {
+func (p *Proxy) acquire(ctx context.Context, x *exchange) (s *slot, f *failure) {
 	if s, _, f := p.try(x); s != nil || f != nil {
 		return s, f
 	}
 	if !p.queue.Enter(x.app) {
-		return nil, failf(http.StatusServiceUnavailable, "PR04", "too many requests are waiting for a machine of app %s", x.app).
-			hint("Try again in a few seconds; if this lasts, raise the hard limit, add machines, or make them start faster.").retry(5)
+		return nil, p.crowded(x)
 	}
 	defer p.queue.Leave(x.app)
-	app := x.app
-	p.waiters.join(app)
-	defer p.waiters.leave(app)
+	w := p.waiters.join(x.app)
+	defer func() { p.waiters.leave(w, s != nil) }()
 	begin := time.Now()
 	defer func() { x.held += time.Since(begin) }()
 	for {
-		changed := p.waiters.changed(app)
+		p.waiters.arm(w)
 		s, o, f := p.try(x)
 		if s != nil || f != nil {
 			return s, f
 		}
+		p.waiters.pass(w)
 		x.waitingFor = o.target
 		var landed <-chan struct{}
 		var landing interface{ Err() error }
@@ -120,7 +119,7 @@ func (p *Proxy) acquire(ctx context.Context, x *exchange) (*slot, *failure) {
 			flight := p.flights.Start(o.wake)
 			landed, landing = flight.Done(), flight
 		}
-		if err := p.await(ctx, x, o, changed, landed); err != nil {
+		if err := p.await(ctx, x, o, w.again, landed); err != nil {
 			return nil, p.overdue(x, err)
 		}
 		if landing == nil {
@@ -139,6 +138,12 @@ func (p *Proxy) acquire(ctx context.Context, x *exchange) (*slot, *failure) {
 		default:
 		}
 	}
+}
+
+// crowded is the answer when no more requests may wait.
+func (p *Proxy) crowded(x *exchange) *failure {
+	return failf(http.StatusServiceUnavailable, "PR04", "too many requests are waiting for a machine of app %s", x.app).
+		hint("Try again in a few seconds; if this lasts, raise the hard limit, add machines, or make them start faster.").retry(5)
 }
 
 // errHold is the cause of a wait that took too long.
@@ -174,9 +179,6 @@ func (p *Proxy) await(ctx context.Context, x *exchange, o outlook, changed, land
 // nothing to wait for.
 func (p *Proxy) try(x *exchange) (*slot, outlook, *failure) {
 	for {
-		if x.attempts++; x.attempts > maxAttempts*100 {
-			return nil, outlook{}, failf(http.StatusServiceUnavailable, "PR03", "could not find a good candidate within %d attempts", x.attempts)
-		}
 		table := p.router.Table(p.o.Catalog.Snapshot(), x.app)
 		if table == nil && p.o.Synced != nil && !p.o.Synced() {
 			return nil, outlook{until: time.Now().Add(unknownFor)}, nil // it may only not be known yet

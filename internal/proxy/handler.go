@@ -31,6 +31,10 @@ const (
 	// maxDiscard is how much of a replaying response is read so that its
 	// connection can be used again.
 	maxDiscard = 256 << 10
+	// writeTimeout ends an answer whose client reads nothing for so long: it
+	// would keep its machine awake.
+	writeTimeout = 5 * time.Minute
+	smallAnswer  = 16 << 10
 	// maxResends bounds how often a request is sent again after a machine
 	// broke the connection without an answer.
 	maxResends = 2
@@ -113,6 +117,9 @@ func (p *Proxy) exchange(w http.ResponseWriter, x *exchange) *failure {
 	}
 	resends := 0
 	for {
+		if x.attempts++; x.attempts > maxAttempts {
+			return failf(http.StatusServiceUnavailable, "PR03", "could not find a good candidate within %d attempts", maxAttempts).retry(5)
+		}
 		s, f := p.acquire(r.Context(), x)
 		if f != nil {
 			if p.fallBack(x, f) {
@@ -136,6 +143,7 @@ func (p *Proxy) deliver(w http.ResponseWriter, x *exchange, s *slot, resends *in
 	defer s.release()
 	x.rec.Machine, x.rec.Woken = string(s.Machine.ID), x.rec.Woken || s.frozen
 	ctx := x.r.Context()
+	answered := func() {}
 	if s.frozen {
 		// What is written to a machine that then cannot be woken is never answered.
 		c, cancel := context.WithCancelCause(ctx)
@@ -144,9 +152,17 @@ func (p *Proxy) deliver(w http.ResponseWriter, x *exchange, s *slot, resends *in
 		s.b.add(a)
 		defer s.b.remove(a)
 		ctx = c
+		// It waits for the machine like those that are held.
+		if !p.queue.Enter(x.app) {
+			return false, p.crowded(x)
+		}
+		leave := sync.OnceFunc(func() { p.queue.Leave(x.app) })
+		defer leave()
+		answered = leave
 	}
 	out := p.outgoing(ctx, x, s)
 	resp, err := s.b.transport.RoundTrip(out)
+	answered()
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil {
 			err = cause
@@ -312,6 +328,12 @@ func stream(w http.ResponseWriter, resp *http.Response) (total int64, err error)
 	buf := buffers.Get().(*[32 << 10]byte)
 	defer buffers.Put(buf)
 	rc := http.NewResponseController(w)
+	var extended time.Time // when the client's time to read was last extended
+	defer func() {
+		if !extended.IsZero() {
+			_ = rc.SetWriteDeadline(time.Time{}) // for the next request
+		}
+	}()
 	if resp.ContentLength < 0 {
 		if err := rc.Flush(); err != nil {
 			return 0, err
@@ -320,6 +342,13 @@ func stream(w http.ResponseWriter, resp *http.Response) (total int64, err error)
 	for {
 		n, rerr := resp.Body.Read(buf[:])
 		if n > 0 {
+			// Small answers fit into the kernel's buffers and cannot block.
+			if total > smallAnswer {
+				if now := time.Now(); now.Sub(extended) > writeTimeout/10 {
+					extended = now
+					_ = rc.SetWriteDeadline(now.Add(writeTimeout)) // without it, it only takes longer
+				}
+			}
 			if _, err := w.Write(buf[:n]); err != nil {
 				return total, err
 			}

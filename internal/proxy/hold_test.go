@@ -398,3 +398,41 @@ func TestSoftLimitWakes(t *testing.T) {
 	close(block)
 	wg.Wait()
 }
+
+// TestManyHeld holds far more requests than a machine takes at once, some of
+// whose clients leave: everyone else gets its turn.
+func TestManyHeld(t *testing.T) {
+	w := newWorld(t)
+	w.machine("shop", root.StateStarted, answer("done"), limits(1, 2))
+	other := w.machine("shop", root.StateStarted, answer("other"), limits(1, 1))
+	c := w.client()
+	var wg sync.WaitGroup
+	for i := range 400 {
+		wg.Go(func() {
+			ctx := t.Context()
+			if i%5 == 0 {
+				var cancel context.CancelFunc
+				ctx, cancel = context.WithTimeout(ctx, time.Duration(i/5)*time.Millisecond)
+				defer cancel()
+			}
+			r, _ := http.NewRequestWithContext(ctx, http.MethodGet, "http://shop.localhost/", nil)
+			if i%3 == 0 {
+				r.Header.Set("Fly-Force-Instance-Id", string(other.record.ID))
+			}
+			resp, err := c.Do(r)
+			if err != nil {
+				if i%5 != 0 {
+					t.Errorf("request %d: %v", i, err)
+				}
+				return
+			}
+			_, _ = io.Copy(io.Discard, resp.Body)
+			_ = resp.Body.Close()
+			if resp.StatusCode != http.StatusOK {
+				t.Errorf("request %d: got %s", i, resp.Status)
+			}
+		})
+	}
+	wg.Wait()
+	w.until("nobody is held", func() bool { return w.proxy.Held() == 0 })
+}
