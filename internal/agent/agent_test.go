@@ -642,3 +642,28 @@ func TestDestroyCutsAnUpdateShort(t *testing.T) {
 	}
 	h.nothingLeft()
 }
+
+func TestSweepLogs(t *testing.T) {
+	h := newHost(t)
+	m := h.machine(1, workerConfig(), false)
+	dir := h.options.Config.LogDir(appName)
+	must(t, os.MkdirAll(dir, 0o755))
+	gone, fresh := root.MachineID("00000000000099"), root.MachineID("00000000000098")
+	for _, id := range []root.MachineID{m.ID, gone, fresh} {
+		must(t, os.WriteFile(filepath.Join(dir, string(id)+".1.log"), []byte("x"), 0o600))
+	}
+	long := time.Now().Add(-2 * keepLogs)
+	for _, id := range []root.MachineID{m.ID, gone} {
+		must(t, os.Chtimes(filepath.Join(dir, string(id)+".1.log"), long, long))
+	}
+	must(t, h.SweepLogs(time.Now()))
+	var left []string
+	entries, err := os.ReadDir(dir)
+	must(t, err)
+	for _, e := range entries {
+		left = append(left, e.Name())
+	}
+	if want := []string{string(m.ID) + ".1.log", string(fresh) + ".1.log"}; !cmp.Equal(want, left) {
+		t.Errorf("left: got %v, want %v", left, want)
+	}
+}

@@ -227,7 +227,7 @@ func (p *process) resume(ctx context.Context) error {
 	return nil
 }
 
-// collect removes images that nobody needs, now and then.
+// collect removes images and logs that nobody needs, now and then.
 func (p *process) collect(ctx context.Context) error {
 	ticker := time.NewTicker(collectEvery)
 	defer ticker.Stop()
@@ -236,6 +236,9 @@ func (p *process) collect(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-ticker.C:
+		}
+		if err := p.agent.SweepLogs(time.Now()); err != nil {
+			p.log.Warn("logs of former machines", "err", err)
 		}
 		freed, err := p.images.Collect(ctx)
 		switch {

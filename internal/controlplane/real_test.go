@@ -136,7 +136,7 @@ func (s *server) call(method, path string, in, out any) (status int, text string
 	}
 	resp, err := s.http.Do(req)
 	for end := time.Now().Add(patience); err != nil && body == nil && time.Now().Before(end); {
-		time.Sleep(10 * time.Millisecond) // the socket is not there yet
+		s.pause() // the socket is not there yet
 		resp, err = s.http.Do(req)
 	}
 	if err != nil {
@@ -153,6 +153,14 @@ func (s *server) call(method, path string, in, out any) (status int, text string
 		}
 	}
 	return resp.StatusCode, string(data)
+}
+
+// pause is between looks at something that has no event.
+func (s *server) pause() {
+	select {
+	case <-time.After(10 * time.Millisecond):
+	case <-s.t.Context().Done():
+	}
 }
 
 // ok is call for what must succeed.
@@ -271,7 +279,7 @@ func (s *server) nothingOf(parts ...string) {
 		if time.Now().After(deadline) {
 			s.t.Fatalf("left in %v: %v, %v", parts, entries, err)
 		}
-		time.Sleep(5 * time.Millisecond)
+		s.pause()
 	}
 }
 
