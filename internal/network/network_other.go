@@ -56,3 +56,9 @@ func (*Network) DialHost(context.Context, string, string) (net.Conn, error) { re
 
 // Problems looks at the host.
 func Problems(context.Context) []Problem { return nil }
+
+// Release gives the handle back.
+func (*Router) Release() {}
+
+// Network returns the router's own handle.
+func (*Router) Network() *Network { return nil }
