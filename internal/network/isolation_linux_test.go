@@ -245,6 +245,7 @@ func TestInterfaceOfAnotherNetwork(t *testing.T) {
 			if !detach {
 				a.Namespace += "-next"
 			}
+			t.Cleanup(func() { _ = removeNamespace(a.Namespace) })
 			must(t, w.net().Attach(t.Context(), a))
 			ns, err := openNamespace(a.Namespace)
 			must(t, err)
