@@ -130,7 +130,7 @@ func (p *pool) machine(ctx context.Context) (string, error) {
 		return "", p.err
 	case f == nil && p.closed:
 		p.mu.Unlock()
-		return "", errors.New("the app is shutting down")
+		return "", reason("the app is shutting down")
 	case f == nil:
 		f = &flight{done: make(chan struct{})}
 		p.flight = f
@@ -250,7 +250,7 @@ func (p *pool) digest(ctx context.Context) (string, error) {
 		digest = strings.TrimPrefix(self.ImageRef.Digest, "sha256:")
 	}
 	if len(digest) < digestDigits {
-		return "", errors.New("the image of this machine has no digest")
+		return "", reason("the image of this machine has no digest")
 	}
 	return digest, nil
 }
@@ -294,7 +294,7 @@ func (p *pool) create(ctx context.Context, name string) (*machines.Machine, erro
 // config is the app machine's own, asleep unless needed.
 func (p *pool) config(self *machines.Machine) (machines.Config, error) {
 	if self.Config == nil || len(self.Config.Services) == 0 {
-		return machines.Config{}, errors.New("this machine has no services, so the proxy could not reach another one like it")
+		return machines.Config{}, reason("this machine has no services, so the proxy could not reach another one like it")
 	}
 	c := *self.Config
 	if p.self.image != "" {

@@ -182,7 +182,7 @@ func (s *Serverless) Wrap(next http.Handler) http.Handler {
 // sendBack lets an app machine answer what has no business here.
 func (s *Serverless) sendBack(w http.ResponseWriter, r *http.Request, next http.Handler) {
 	if failed := r.Header.Get("Fly-Replay-Failed"); failed != "" {
-		s.fallback(w, r, next, "no app machine took it: "+failedReason(failed))
+		s.fallback(w, r, next, reason("no app machine took it: "+failedReason(failed)))
 		return
 	}
 	replay(w, "elsewhere=true;fallback=prefer_self", "This is the serverless machine; an app machine answers this path.")
@@ -194,18 +194,18 @@ func (s *Serverless) sendOver(w http.ResponseWriter, r *http.Request, next http.
 		if s.pool != nil {
 			s.pool.forget()
 		}
-		s.fallback(w, r, next, "replay failed: "+failedReason(failed))
+		s.fallback(w, r, next, reason("replay failed: "+failedReason(failed)))
 		return
 	}
 	switch {
 	case s.pool == nil:
-		s.fallback(w, r, next, "not on a machine")
+		s.fallback(w, r, next, reason("not on a machine"))
 		return
 	case strings.Contains(r.Header.Get("Fly-Replay-Src"), "state="+replayState):
-		s.fallback(w, r, next, "the replay came back")
+		s.fallback(w, r, next, reason("the replay came back"))
 		return
 	case r.ContentLength > maxBody:
-		s.fallback(w, r, next, "the body is too large to be replayed")
+		s.fallback(w, r, next, reason("the body is too large to be replayed"))
 		return
 	}
 	ctx, cancel := context.WithTimeoutCause(r.Context(), s.patience, errPatience)
@@ -215,14 +215,36 @@ func (s *Serverless) sendOver(w http.ResponseWriter, r *http.Request, next http.
 		if r.Context().Err() != nil {
 			return // the client went away
 		}
-		s.fallback(w, r, next, err.Error())
+		s.fallback(w, r, next, err)
 		return
 	}
 	replay(w, fmt.Sprintf("instance=%s;timeout=%s;fallback=prefer_self;state=%s", id, s.replay, replayState),
 		"This path is answered by serverless machine "+id+"; the proxy takes the request there.")
 }
 
-var errPatience = errors.New("the serverless machine is still being made")
+const errPatience = reason("the serverless machine is still being made")
+
+// reason is an error that the client may read too.
+type reason string
+
+func (r reason) Error() string { return string(r) }
+
+// reasonOf says in public what err is: without addresses, ids or texts of the
+// platform, which are for the log.
+func reasonOf(err error) string {
+	if r, ok := errors.AsType[reason](err); ok {
+		return string(r)
+	}
+	switch status := machines.StatusOf(err); {
+	case status == 0:
+		return "the machines API does not answer"
+	case status == http.StatusUnauthorized || status == http.StatusForbidden:
+		return "the machines API refuses the app's token"
+	case status >= http.StatusInternalServerError:
+		return "the machines API is unavailable"
+	}
+	return "the serverless machine could not be made"
+}
 
 // replay answers for the proxy, which swallows the response. Whoever reads it
 // all the same has reached the app past the proxy.
@@ -233,11 +255,11 @@ func replay(w http.ResponseWriter, value, text string) {
 	_, _ = fmt.Fprintln(w, text) // nobody to tell
 }
 
-// fallback serves locally and says so.
-func (s *Serverless) fallback(w http.ResponseWriter, r *http.Request, next http.Handler, reason string) {
+// fallback serves locally and says so: all to the log, the reason to the client.
+func (s *Serverless) fallback(w http.ResponseWriter, r *http.Request, next http.Handler, err error) {
 	s.log.WarnContext(r.Context(), "served locally instead of on the serverless machine",
-		"app", s.self.app, "machine", s.self.machine, "path", r.URL.Path, "request_id", r.Header.Get("Fly-Request-Id"), "reason", reason)
-	w.Header().Set(HeaderFallback, headerText(reason))
+		"app", s.self.app, "machine", s.self.machine, "path", r.URL.Path, "request_id", r.Header.Get("Fly-Request-Id"), "err", err)
+	w.Header().Set(HeaderFallback, headerText(reasonOf(err)))
 	next.ServeHTTP(w, r)
 }
 

@@ -92,11 +92,12 @@ func TestFallbacks(t *testing.T) {
 		prepare func(p *platform, o *serverless.Options)
 		request func(r *http.Request)
 		want    string // in the header; "" means no fallback
+		log     string // in the log only
 	}{
-		"API down": {prepare: func(p *platform, _ *serverless.Options) { p.broken = true }, want: "try again later"},
+		"API down": {prepare: func(p *platform, _ *serverless.Options) { p.broken = true }, want: "the machines API is unavailable", log: "try again later"},
 		"API not there": {prepare: func(_ *platform, o *serverless.Options) {
 			o.Client = machines.New(machines.Options{BaseURL: "unix:///nowhere", Token: "t"})
-		}, want: "does not answer"},
+		}, want: "the machines API does not answer", log: "nowhere"},
 		"no services": {prepare: func(p *platform, _ *serverless.Options) {
 			for _, m := range p.machines {
 				m.Config.Services = nil
@@ -143,8 +144,11 @@ func TestFallbacks(t *testing.T) {
 			if !strings.Contains(got, tt.want) || (got == "") != (tt.want == "") {
 				t.Errorf("%s: got %q, want %q in it", serverless.HeaderFallback, got, tt.want)
 			}
-			if logged := log.Len() > 0; logged != (tt.want != "") {
-				t.Errorf("log: got %q", log.String())
+			if logged := log.Len() > 0; logged != (tt.want != "") || !strings.Contains(log.String(), tt.log) {
+				t.Errorf("log: got %q, want %q in it", log.String(), tt.log)
+			}
+			if tt.log != "" && strings.Contains(got, tt.log) {
+				t.Errorf("%s tells the client of the platform: %q", serverless.HeaderFallback, got)
 			}
 			if p.creating != nil {
 				close(p.creating)
