@@ -667,3 +667,48 @@ func TestSweepLogs(t *testing.T) {
 		t.Errorf("left: got %v, want %v", left, want)
 	}
 }
+
+func TestPersistentRootfs(t *testing.T) {
+	h := newHost(t)
+	c := workerConfig()
+	c.Persist = root.PersistRestart
+	m := h.machine(1, c, true)
+	_, err := h.Launch(t.Context(), m)
+	must(t, err)
+	_, target := h.rootfs(&instance{machine: m}, 1)
+	must(t, os.WriteFile(filepath.Join(target, "kept"), nil, 0o600))
+	_, err = h.Restart(t.Context(), m.ID, orders.Stop{Source: orders.SourceUser})
+	must(t, err)
+	h.eventually("the first boot to be cleaned", func() bool {
+		_, err := os.Stat(h.bootDir(m.Spec.Instance, 1))
+		return errors.Is(err, os.ErrNotExist)
+	})
+	if _, err := os.Stat(filepath.Join(target, "kept")); err != nil {
+		t.Errorf("a file written before the restart: %v", err)
+	}
+	_, err = h.Destroy(t.Context(), m.ID)
+	must(t, err)
+	h.nothingLeft()
+}
+
+// A suspended machine with services is replaced without waking the old version first.
+func TestReplaceSuspended(t *testing.T) {
+	h := newHost(t)
+	m := h.machine(1, webConfig(), true)
+	_, err := h.Launch(t.Context(), m)
+	must(t, err)
+	_, err = h.Suspend(t.Context(), m.ID, orders.Suspend{Source: orders.SourceProxy})
+	must(t, err)
+	n, commit := h.next(m, webConfig(), true)
+	_, err = h.Replace(t.Context(), n, func(ctx context.Context) (int64, error) {
+		if i, err := h.options.Supervisor.Instance(ctx, m.Spec.Instance); err != nil || i.Phase != orders.PhaseSuspended {
+			t.Errorf("at the commit the old version is %s (%v), want suspended", i.Phase, err)
+		}
+		return commit(ctx)
+	})
+	must(t, err)
+	h.wait(m.ID, "the new version", func(m *root.Machine) bool {
+		return m.Status.Instance == n.Spec.Instance && m.Status.State == root.StateStarted
+	})
+	h.eventually("the old version to go", func() bool { return h.sup.count() == 1 })
+}

@@ -25,7 +25,7 @@ import (
 type instance struct {
 	machine   *root.Machine // as of the version: spec, app, name
 	network   uint32
-	image     ocispec.Image
+	image     ocispec.ImageConfig
 	phase     orders.Phase
 	stamp     root.Stamp
 	last      uint64 // number of the newest boot prepared
@@ -130,7 +130,7 @@ func (a *Agent) furnish(ctx context.Context, i *instance) error {
 	if err != nil {
 		return fmt.Errorf("read image %s: %w", i.machine.Spec.Image.Ref(), err)
 	}
-	i.image = img
+	i.image = img.Config
 	dir := a.o.Config.MachineDir(i.id())
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -202,7 +202,7 @@ func (a *Agent) fill(ctx context.Context, i *instance, n uint64, rootfs string) 
 	}
 	var proc bundle.Process
 	if err == nil {
-		proc, err = bundle.Resolve(rootfs, c, i.image.Config)
+		proc, err = bundle.Resolve(rootfs, c, i.image)
 	}
 	if err != nil {
 		if k := root.KindOf(err); k != root.Invalid && k != root.NotFound {
@@ -226,7 +226,7 @@ func (a *Agent) fill(ctx context.Context, i *instance, n uint64, rootfs string) 
 		CgroupPath: a.o.CgroupPath(i.container(n)),
 		Rootfs:     rootfs,
 		NetNS:      a.namespace(i.id()),
-		Image:      i.image.Config,
+		Image:      i.image,
 		Config:     c,
 		Env:        platformEnv(m),
 		APIDir:     filepath.Join(a.o.Config.MachineDir(i.id()), "fly"), // the supervisor listens there

@@ -49,7 +49,7 @@ func (m *machine) replace(ctx context.Context, rec *root.Machine, commit func(co
 	if next.Spec.Launch && served && old.phase == orders.PhaseStarted {
 		err = m.beside(ctx, commit)
 	} else {
-		err = m.afterwards(ctx, commit)
+		err = m.afterwards(ctx, commit, served)
 	}
 	if m.cand != nil { // not switched
 		ctx := context.WithoutCancel(ctx)
@@ -103,9 +103,11 @@ func (m *machine) beside(ctx context.Context, commit func(context.Context) (int6
 }
 
 // afterwards stops the old version, if it runs, and then starts the new one.
-func (m *machine) afterwards(ctx context.Context, commit func(context.Context) (int64, error)) error {
+// One that is suspended and has only requests to serve does nothing and can
+// wait for its end.
+func (m *machine) afterwards(ctx context.Context, commit func(context.Context) (int64, error), served bool) error {
 	began := time.Now().UTC()
-	wasRunning := m.inst.running != 0
+	wasRunning := m.inst.running != 0 && (!served || m.inst.phase != orders.PhaseSuspended)
 	m.policy.Stop()
 	m.wantStart = ""
 	if wasRunning {

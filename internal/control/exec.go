@@ -64,7 +64,23 @@ func (s *Machines) Exec(ctx context.Context, a auth.Actor, app root.AppName, id 
 	}
 	return ExecResult{
 		Stdout: out.String(), Stderr: errs.String(), Code: r.Code, Signal: r.Signal, Truncated: out.cut || errs.cut,
-	}, runErr
+	}, s.cutOff(id, runErr)
+}
+
+// cutOff says why an exec failed where the cause is that the machine ended.
+func (s *Machines) cutOff(id root.MachineID, err error) error {
+	if err == nil || root.KindOf(err) != root.Internal && root.KindOf(err) != root.NotFound {
+		return err
+	}
+	m := s.Catalog.Snapshot().Machine(id)
+	if m != nil && m.Status.State.Running() {
+		return err
+	}
+	state := root.StateDestroyed
+	if m != nil {
+		state = m.Status.State
+	}
+	return &root.Error{Kind: root.Precondition, Message: "the machine ended while the command ran, its state is '" + string(state) + "'", Err: err}
 }
 
 // executable checks that the actor may run args inside the machine now.
@@ -86,7 +102,7 @@ func (s *Machines) ExecStream(ctx context.Context, a auth.Actor, app root.AppNam
 		return ExecResult{}, err
 	}
 	r, err := s.Agent.Exec(ctx, id, orders.Exec{Args: e.Args, Env: e.Env, Dir: e.Dir, User: e.User, TTY: e.TTY}, e.Files...)
-	return ExecResult{Code: r.Code, Signal: r.Signal}, err
+	return ExecResult{Code: r.Code, Signal: r.Signal}, s.cutOff(id, err)
 }
 
 // pipes makes stdin, stdout and stderr: the command's ends and ours.

@@ -25,9 +25,7 @@ func (s *Machines) Start(ctx context.Context, a auth.Actor, app root.AppName, id
 	if err != nil || answer == root.Noop {
 		return previous, err
 	}
-	rev, err := s.Agent.Start(ctx, id, orders.Start{
-		Generation: m.Spec.Generation, Source: orders.SourceUser, Reason: reasonUser, Nonce: true,
-	})
+	rev, err := s.Agent.Start(ctx, id, orders.Start{Source: orders.SourceUser, Reason: reasonUser, Nonce: true})
 	if err != nil {
 		return previous, err
 	}
@@ -101,7 +99,7 @@ func (s *Machines) Suspend(ctx context.Context, a auth.Actor, app root.AppName, 
 	if err != nil || answer == root.Noop {
 		return err
 	}
-	rev, err := s.Agent.Suspend(ctx, id, orders.Suspend{Generation: m.Spec.Generation, Source: orders.SourceUser, Reason: reasonUser})
+	rev, err := s.Agent.Suspend(ctx, id, orders.Suspend{Source: orders.SourceUser, Reason: reasonUser})
 	if err != nil {
 		return err
 	}
