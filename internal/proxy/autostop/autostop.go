@@ -11,6 +11,7 @@ import (
 	"container/heap"
 	"context"
 	"fmt"
+	"iter"
 	"log/slog"
 	"sync"
 	"time"
@@ -48,6 +49,10 @@ const (
 	// yet, is looked at again after a quarter of its idle time within these.
 	minRecheck = time.Second
 	maxRecheck = 30 * time.Second
+	// drainTimeout is how long a machine in excess may take to finish what it
+	// has; it goes on if that does not suffice. Requests for this very machine
+	// wait so long.
+	drainTimeout = 2 * time.Second
 	// maxUnknown is how often a machine may be missing in the catalog: its
 	// record may be a moment behind the journal.
 	maxUnknown = 30
@@ -62,7 +67,22 @@ type Loop struct {
 	mu      sync.Mutex
 	timers  timers
 	tracked map[root.InstanceID]*timer
+	groups  map[groupKey]*timer
+
+	drains sync.WaitGroup
 }
+
+// groupKey names machines that share their work: those of a process group in a
+// region. Machines that the app made itself are a group apart: they are not
+// spare capacity for plain requests.
+type groupKey struct {
+	app    root.AppName
+	region root.Region
+	group  string
+	origin root.Origin
+}
+
+func keyOf(m *root.Machine) groupKey { return groupKey{m.App, m.Region, m.Group(), m.Origin} }
 
 // timer is the next look at one instance.
 type timer struct {
@@ -72,11 +92,15 @@ type timer struct {
 	suspended time.Time // when it was suspended; zero: it runs
 	unknown   int
 	index     int // in the heap, -1 outside
+
+	// For the timer of a group instead of an instance.
+	group   *groupKey
+	members map[root.InstanceID]bool // at the last look
 }
 
 // New returns a Loop that tracks nothing.
 func New(o Options) *Loop {
-	return &Loop{o: o, kick: make(chan struct{}, 1), tracked: make(map[root.InstanceID]*timer)}
+	return &Loop{o: o, kick: make(chan struct{}, 1), tracked: make(map[root.InstanceID]*timer), groups: make(map[groupKey]*timer)}
 }
 
 // Started tracks an instance that runs.
@@ -119,10 +143,15 @@ func (l *Loop) remove(instance root.InstanceID) {
 
 // Run acts until ctx ends; it returns the cause.
 func (l *Loop) Run(ctx context.Context) error {
+	defer l.drains.Wait()
 	wait := time.NewTimer(time.Hour)
 	defer wait.Stop()
 	for {
 		t, next := l.due(time.Now())
+		if t != nil && t.group != nil {
+			l.lookAtGroup(ctx, t)
+			continue
+		}
 		if t != nil {
 			l.look(ctx, t)
 			continue
@@ -189,6 +218,7 @@ func (l *Loop) look(ctx context.Context, t *timer) {
 	if p.Action == root.AutostopOff || state != root.StateStarted {
 		return
 	}
+	l.watchGroup(keyOf(m), now.Add(p.After))
 	c := l.o.Loads.Unit(t.instance).Counts()
 	if c.InFlight > 0 || c.Waiting > 0 {
 		l.again(t, now.Add(p.After)) // not sooner than that
@@ -207,9 +237,13 @@ func (l *Loop) look(ctx context.Context, t *timer) {
 		l.again(t, now.Add(min(max(p.After/4, minRecheck), maxRecheck)))
 		return
 	}
-	reason := fmt.Sprintf("App %s has excess capacity, autostopping machine %s. %d out of %d machines left running (region=%s, process group=%s)",
+	l.act(ctx, t, m, p, reasonFor(m, running))
+}
+
+// reasonFor is Fly's log line.
+func reasonFor(m *root.Machine, running int) string {
+	return fmt.Sprintf("App %s has excess capacity, autostopping machine %s. %d out of %d machines left running (region=%s, process group=%s)",
 		m.App, m.ID, running-1, running, m.Region, groupName(m))
-	l.act(ctx, t, m, p, reason)
 }
 
 func groupName(m *root.Machine) string {
@@ -227,32 +261,118 @@ func (l *Loop) floor(m *root.Machine, p Policy) int {
 	return p.MinRunning
 }
 
-// group counts the machines that m shares its work with: those of its process
-// group in its region that may be stopped. Machines that the app made itself
-// are a group apart: they are not spare capacity for plain requests.
+// group counts m's group and how many of it are above their soft limit.
 func (l *Loop) group(m *root.Machine) (running, over int) {
-	for _, o := range l.o.Catalog.Snapshot().Machines(m.App) {
-		if o.Region != m.Region || o.Group() != m.Group() || o.Origin != m.Origin || l.o.State(o) != root.StateStarted {
-			continue
-		}
-		p := PolicyOf(o)
-		if p.Action == root.AutostopOff {
-			continue
-		}
+	for o := range l.members(keyOf(m)) {
 		running++
 		unit := l.o.Loads.Unit(o.Spec.Instance)
 		for i := range o.Spec.Config.Services {
-			soft := o.Spec.Config.Services[i].Concurrency.Soft
-			if soft == 0 {
-				soft = root.DefaultSoftLimit
-			}
-			if n, _ := unit.Load(i); n > soft {
+			if n, _ := unit.Load(i); n > softLimit(&o.Spec.Config.Services[i]) {
 				over++
 				break
 			}
 		}
 	}
 	return running, over
+}
+
+func softLimit(s *root.Service) int {
+	if s.Concurrency.Soft == 0 {
+		return root.DefaultSoftLimit
+	}
+	return s.Concurrency.Soft
+}
+
+// members yields the machines of a group that run and may be stopped.
+func (l *Loop) members(k groupKey) iter.Seq[*root.Machine] {
+	return func(yield func(*root.Machine) bool) {
+		for _, o := range l.o.Catalog.Snapshot().Machines(k.app) {
+			if keyOf(o) == k && l.o.State(o) == root.StateStarted && PolicyOf(o).Action != root.AutostopOff && !yield(o) {
+				return
+			}
+		}
+	}
+}
+
+// watchGroup begins to look at a group as a whole, unless that goes on.
+func (l *Loop) watchGroup(k groupKey, at time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.groups[k] == nil {
+		t := &timer{at: at, group: &k}
+		l.groups[k] = t
+		heap.Push(&l.timers, t)
+	}
+}
+
+// lookAtGroup stops one machine of a group that had more of them than its
+// highest load needed, all the idle time long: little work that is spread over
+// many machines leaves none of them idle.
+func (l *Loop) lookAtGroup(ctx context.Context, t *timer) {
+	now := time.Now()
+	members := make(map[root.InstanceID]bool)
+	changed := false
+	running, over, lowest := 0, 0, 0
+	var victim *root.Machine
+	var p Policy
+	for m := range l.members(*t.group) {
+		id := m.Spec.Instance
+		members[id] = true
+		changed = changed || !t.members[id]
+		running++
+		unit := l.o.Loads.Unit(id)
+		peak := unit.Peak()
+		soft := softLimit(&m.Spec.Config.Services[0])
+		for i := range m.Spec.Config.Services {
+			soft = min(soft, softLimit(&m.Spec.Config.Services[i]))
+		}
+		if peak > soft {
+			over++
+		}
+		mp := PolicyOf(m)
+		p.After, p.MinRunning = max(p.After, mp.After), max(p.MinRunning, mp.MinRunning)
+		if c := unit.Counts(); c.Upgrades > 0 || c.BusyUntil.After(now) {
+			continue
+		}
+		if victim == nil || peak < lowest {
+			victim, lowest = m, peak
+		}
+	}
+	l.mu.Lock()
+	if running < 2 {
+		delete(l.groups, *t.group) // the next look at a member begins anew
+		l.mu.Unlock()
+		return
+	}
+	changed = changed || len(members) != len(t.members)
+	t.members, t.at = members, now.Add(p.After)
+	heap.Push(&l.timers, t)
+	l.mu.Unlock()
+	if changed || victim == nil || !InExcess(running, over, l.floor(victim, p)) {
+		return
+	}
+	l.drains.Go(func() { l.drain(ctx, victim, running) })
+}
+
+// drain lets a machine finish, then puts it to sleep.
+func (l *Loop) drain(ctx context.Context, m *root.Machine, running int) {
+	unit := l.o.Loads.Unit(m.Spec.Instance)
+	drained, ok := unit.Drain(time.Now())
+	if !ok {
+		return
+	}
+	defer func() {
+		unit.Unpark()
+		l.o.Changed(m.App)
+	}()
+	timer := time.NewTimer(drainTimeout)
+	defer timer.Stop()
+	select {
+	case <-drained:
+		_ = l.sleep(ctx, m, PolicyOf(m).Action, reasonFor(m, running)) // logged there; the next look tries again
+	case <-timer.C:
+	case <-ctx.Done():
+	}
 }
 
 // InExcess is Fly's formula: of several machines one more than those above
@@ -321,31 +441,36 @@ func (l *Loop) act(ctx context.Context, t *timer, m *root.Machine, p Policy, rea
 		unit.Unpark()
 		l.o.Changed(m.App)
 	}()
-	l.o.Quiet(t.instance)
+	if err := l.sleep(ctx, m, p.Action, reason); err != nil {
+		l.again(t, time.Now().Add(minRecheck))
+	}
+}
+
+// sleep gives the order and logs what became of it.
+func (l *Loop) sleep(ctx context.Context, m *root.Machine, action root.Autostop, reason string) error {
+	l.o.Quiet(m.Spec.Instance)
 	ctx, cancel := context.WithTimeoutCause(ctx, actTimeout, root.Errorf(root.Timeout, "no answer within %s", actTimeout))
 	defer cancel()
 	var err error
 	begin := time.Now()
-	if p.Action == root.AutostopSuspend {
+	if action == root.AutostopSuspend {
 		err = l.o.Stopper.Suspend(ctx, m, reason)
-		switch root.KindOf(err) {
-		case root.Precondition, root.Unimplemented:
-			if err != nil {
-				l.o.Logger.Info("machine cannot be suspended, stopping it", "machine", m.ID, "app", m.App, "err", err)
-				err = l.o.Stopper.Stop(ctx, m, reason)
-			}
+		if root.IsKind(err, root.Precondition) || root.IsKind(err, root.Unimplemented) {
+			l.o.Logger.Info("machine cannot be suspended, stopping it", "machine", m.ID, "app", m.App, "err", err)
+			action = root.AutostopStop
 		}
-	} else {
+	}
+	if action == root.AutostopStop {
 		err = l.o.Stopper.Stop(ctx, m, reason)
 	}
 	if err != nil {
 		if !root.IsKind(err, root.Conflict) && ctx.Err() == nil {
 			l.o.Logger.Warn("machine not put to sleep", "machine", m.ID, "app", m.App, "err", err)
 		}
-		l.again(t, time.Now().Add(minRecheck))
-		return
+		return err
 	}
-	l.o.Logger.Info("machine put to sleep", "machine", m.ID, "app", m.App, "action", p.Action, "reason", reason, "took", time.Since(begin))
+	l.o.Logger.Info("machine put to sleep", "machine", m.ID, "app", m.App, "action", action, "reason", reason, "took", time.Since(begin))
+	return nil
 }
 
 // timers is a heap by time.

@@ -276,3 +276,74 @@ func TestSuspendRefused(t *testing.T) {
 		})
 	}
 }
+
+// TestSpreadLoad keeps three machines busy with little work each: no one is
+// ever idle, but two of them are too many.
+func TestSpreadLoad(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		s := root.Service{Autostop: root.AutostopStop, StopAfter: time.Minute, Concurrency: root.Concurrency{Soft: 2}}
+		units := []*load.Unit{r.add("m1", s), r.add("m2", s), r.add("m3", s)}
+		tick := func(n int) {
+			for range n {
+				for _, u := range units {
+					if u.Take(0, 0) {
+						time.Sleep(time.Second)
+						u.Release(0)
+					}
+				}
+			}
+		}
+		tick(20)
+		r.want(t)
+		tick(200)
+		if acts := r.all(); len(acts) != 2 || acts[0].Machine == acts[1].Machine || acts[1].After-acts[0].After < time.Minute {
+			t.Errorf("acts: got %v, want two machines stopped, one after the other", acts)
+		}
+	})
+}
+
+// TestSpreadLoadNeeded has two of three machines above their soft limit now and
+// then: all three are needed.
+func TestSpreadLoadNeeded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		s := root.Service{Autostop: root.AutostopStop, StopAfter: time.Minute, Concurrency: root.Concurrency{Soft: 1}}
+		units := []*load.Unit{r.add("m1", s), r.add("m2", s), r.add("m3", s)}
+		for range 100 {
+			for i, u := range units {
+				n := 2
+				if i == 2 {
+					n = 1
+				}
+				for range n {
+					u.Take(0, 0)
+				}
+				time.Sleep(time.Second)
+				for range n {
+					u.Release(0)
+				}
+			}
+			time.Sleep(10 * time.Second)
+		}
+		r.want(t)
+	})
+}
+
+// TestDrainGivesUp does not cut a request that takes longer than the drain.
+func TestDrainGivesUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		s := root.Service{Autostop: root.AutostopStop, StopAfter: time.Minute}
+		a, b := r.add("m1", s), r.add("m2", s)
+		a.Take(0, 0)
+		b.Take(0, 0)
+		time.Sleep(time.Hour)
+		r.want(t)
+		a.Release(0)
+		time.Sleep(5 * time.Minute)
+		if acts := r.all(); len(acts) != 1 || acts[0].Machine != "m1" {
+			t.Errorf("acts: got %v, want m1 once its request is done", acts)
+		}
+	})
+}

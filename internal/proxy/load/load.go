@@ -44,6 +44,8 @@ type Unit struct {
 	upgrades  int // of total
 	waiting   int
 	parked    bool
+	drained   chan struct{} // closed when total is 0; nil: nobody waits
+	peak      int           // highest total since the last Peak
 	idleSince time.Time
 	busyUntil time.Time
 }
@@ -71,6 +73,7 @@ func (u *Unit) Take(service, hard int) bool {
 	}
 	u.services[service]++
 	u.total++
+	u.peak = max(u.peak, u.total)
 	return true
 }
 
@@ -82,7 +85,40 @@ func (u *Unit) Release(service int) {
 	u.total--
 	if u.total == 0 {
 		u.idleSince = time.Now()
+		if u.drained != nil {
+			close(u.drained)
+			u.drained = nil
+		}
 	}
+}
+
+// Peak is the most that was in flight at once since the last call.
+func (u *Unit) Peak() int {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	p := u.peak
+	u.peak = u.total
+	return p
+}
+
+// Drain keeps new requests away while those in flight finish; the channel is
+// closed then. It fails on a unit that is parked or has load that does not
+// finish by itself: upgrades, waiting requests, a busy lease at now. Unpark
+// must follow.
+func (u *Unit) Drain(now time.Time) (drained <-chan struct{}, ok bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.parked || u.upgrades > 0 || u.waiting > 0 || u.busyUntil.After(now) {
+		return nil, false
+	}
+	u.parked = true
+	c := make(chan struct{})
+	if u.total == 0 {
+		close(c)
+	} else {
+		u.drained = c
+	}
+	return c, true
 }
 
 // Upgraded marks n of the slots in flight as upgrades; negative ends them.
@@ -154,5 +190,5 @@ func (u *Unit) Park(now time.Time, idle time.Duration) bool {
 func (u *Unit) Unpark() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.parked = false
+	u.parked, u.drained = false, nil
 }
