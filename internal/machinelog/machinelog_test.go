@@ -318,6 +318,22 @@ func TestFollow(t *testing.T) {
 	}
 }
 
+// Without inotify a reader looks by itself.
+func TestFollowWithoutInotify(t *testing.T) {
+	dir := t.TempDir()
+	c := &changes{dir: dir}
+	defer c.close()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	if err := c.wait(ctx); err != nil {
+		t.Error(err)
+	}
+	cause := errors.New("enough")
+	cancel(cause)
+	if err := c.wait(ctx); !errors.Is(err, cause) {
+		t.Errorf("got %v, want %v", err, cause)
+	}
+}
+
 func TestFollowEnds(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cause := errors.New("enough")

@@ -12,20 +12,24 @@ import (
 )
 
 // retry is how often a directory that does not exist yet is looked for, when
-// its own parent does not exist either.
+// its own parent does not exist either, and how often a reader looks by itself
+// when the kernel has no more inotify instances for the user (128 by default).
 const retry = 500 * time.Millisecond
 
 // changes tells when something happens in a directory (inotify(7)). While it
 // does not exist its parent is watched.
 type changes struct {
 	dir      string
-	inotify  *os.File
+	inotify  *os.File // nil when there are none left
 	fd       int
 	watching bool // dir itself
 }
 
 func watch(dir string) (*changes, error) {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if errors.Is(err, unix.EMFILE) {
+		return &changes{dir: dir}, nil
+	}
 	if err != nil {
 		return nil, os.NewSyscallError("inotify_init1", err)
 	}
@@ -59,6 +63,9 @@ func (c *changes) add() error {
 // wait returns when something has changed, a moment after, so that a busy
 // machine does not wake the reader for every line.
 func (c *changes) wait(ctx context.Context) error {
+	if c.inotify == nil {
+		return sleep(ctx, retry)
+	}
 	stop := context.AfterFunc(ctx, func() {
 		_ = c.inotify.SetReadDeadline(time.Unix(1, 0)) // wakes the read below; fails only when closed
 	})
@@ -83,12 +90,20 @@ func (c *changes) wait(ctx context.Context) error {
 	if err := c.add(); err != nil {
 		return err
 	}
+	return sleep(ctx, settle)
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
 	select {
 	case <-ctx.Done():
 		return context.Cause(ctx)
-	case <-time.After(settle):
+	case <-time.After(d):
 		return nil
 	}
 }
 
-func (c *changes) close() { _ = c.inotify.Close() } // only ever read from
+func (c *changes) close() {
+	if c.inotify != nil {
+		_ = c.inotify.Close() // only ever read from
+	}
+}
