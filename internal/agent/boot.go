@@ -312,6 +312,14 @@ func resolvConf(d root.DNS) []byte {
 	return []byte(b.String())
 }
 
+// names are the machine's own names for itself.
+func names(m *root.Machine) string {
+	if h := hostname(m); h != string(m.ID) {
+		return string(m.ID) + " " + h
+	}
+	return string(m.ID)
+}
+
 // maxHosts bounds what is taken over of an image's /etc/hosts.
 const maxHosts = 64 << 10
 
@@ -327,7 +335,7 @@ func hostsFile(rootfs string, m *root.Machine) []byte {
 	ad := m.Spec.Address
 	for _, l := range [][3]string{
 		{"the machine's private address", ad.IPv6, "fly-local-6pn"},
-		{"the machine", ad.IPv4, hostname(m)},
+		{"the machine", ad.IPv4, names(m)},
 		{"where UDP services listen", network.SecondIPv4(ad.IPv4), "fly-global-services"},
 	} {
 		if l[1] != "" {

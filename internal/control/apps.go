@@ -46,6 +46,7 @@ const (
 	// destroysAtOnce bounds how many machines a deletion removes at a time.
 	destroysAtOnce = 4
 	maxIdempotency = 128
+	deleteTries    = 5
 )
 
 // Create makes an app. A name that is taken gives Conflict, code "name_taken".
@@ -215,9 +216,33 @@ func (s *Apps) delete(ctx context.Context, app root.App) error {
 	if err := s.read(ctx, rev); err != nil {
 		return err
 	}
+	for try := 1; ; try++ {
+		if err := s.destroyAll(ctx, app.Name); err != nil {
+			return err
+		}
+		rev, err = s.Store.DeleteApp(ctx, app.Name)
+		if err == nil {
+			return s.read(ctx, rev)
+		}
+		// A machine that was committed just before the app stopped taking any
+		// may not have been in the catalog yet.
+		if !root.IsKind(err, root.Precondition) || try == deleteTries {
+			return err
+		}
+		if rev, err = s.Store.Revision(ctx); err != nil {
+			return err
+		}
+		if err := s.read(ctx, rev); err != nil {
+			return err
+		}
+	}
+}
+
+// destroyAll destroys every machine of an app.
+func (s *Apps) destroyAll(ctx context.Context, app root.AppName) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(destroysAtOnce)
-	for _, m := range s.Catalog.Snapshot().Machines(app.Name) {
+	for _, m := range s.Catalog.Snapshot().Machines(app) {
 		g.Go(func() error {
 			if err := s.machines.destroy(gctx, m.ID, true); err != nil && !root.IsKind(err, root.NotFound) {
 				return fmt.Errorf("destroy machine %s: %w", m.ID, err)
@@ -225,14 +250,7 @@ func (s *Apps) delete(ctx context.Context, app root.App) error {
 			return nil
 		})
 	}
-	if err := g.Wait(); err != nil {
-		return err
-	}
-	rev, err = s.Store.DeleteApp(ctx, app.Name)
-	if err != nil {
-		return err
-	}
-	return s.read(ctx, rev)
+	return g.Wait()
 }
 
 // Resume finishes deletions that a crash cut short. Call it once, when the

@@ -55,7 +55,7 @@ const (
 	startTime  = 30 * time.Second
 
 	tini      = "/usr/bin/tini-static"
-	lxcfs     = "/var/lib/lxcfs"
+	lxcfs     = "/var/lib/lxcfs" // the Debian package's
 	adminName = "admin"
 	// metaAdmin remembers that the first token was given out.
 	metaAdmin = "admin_token"
@@ -151,7 +151,7 @@ func (p *process) open(ctx context.Context) error {
 		Config: p.cfg, Host: p.host, Store: p.store, Catalog: p.catalog, Supervisor: p.supervisor,
 		Images: p.images, Network: private,
 		CgroupPath: func(container string) string { return "/" + p.cfg.CgroupParent() + "/" + container },
-		Init:       tini, LXCFS: mounted(lxcfs), Drain: p.drain, Log: p.log,
+		Init:       tini, LXCFS: mounted(filepath.Join(p.cfg.Run, "lxcfs"), lxcfs), Drain: p.drain, Log: p.log,
 	})
 	p.control = control.New(control.Deps{
 		Store: p.store, Catalog: p.catalog, Agent: p.agent, Images: imageStore{p.images},
@@ -161,12 +161,15 @@ func (p *process) open(ctx context.Context) error {
 	return nil
 }
 
-// mounted returns dir if lxcfs shows a machine's own /proc figures there.
-func mounted(dir string) string {
-	if _, err := os.Stat(filepath.Join(dir, "proc", "meminfo")); err != nil {
-		return ""
+// mounted returns the first of dirs where lxcfs shows a machine's own /proc
+// figures, or "".
+func mounted(dirs ...string) string {
+	for _, dir := range dirs {
+		if _, err := os.Stat(filepath.Join(dir, "proc", "meminfo")); err == nil {
+			return dir
+		}
 	}
-	return dir
+	return ""
 }
 
 // serve runs the loops until ctx ends or one of them fails.
