@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -53,6 +54,7 @@ func (s *slot) inspect() (orders.Inspection, error) {
 	for _, l := range byInode {
 		out.Listens = append(out.Listens, l)
 	}
+	sortListens(out.Listens)
 	boot := bootTime()
 	for _, pid := range pids {
 		if pid == r.pid {
@@ -76,9 +78,15 @@ func (s *slot) inspect() (orders.Inspection, error) {
 				p.Listens = append(p.Listens, l)
 			}
 		}
+		sortListens(p.Listens)
 		out.Processes = append(out.Processes, p)
 	}
+	slices.SortFunc(out.Processes, func(a, b orders.Process) int { return a.PID - b.PID })
 	return out, nil
+}
+
+func sortListens(l []orders.Listen) {
+	slices.SortFunc(l, func(a, b orders.Listen) int { return strings.Compare(a.Proto+a.Address, b.Proto+b.Address) })
 }
 
 func commandLine(pid int, comm string) string {

@@ -35,7 +35,7 @@ import (
 
 // host is a real server process and its client.
 type host struct {
-	t      *testing.T
+	t      testing.TB
 	cfg    config.Config
 	client *orders.Client
 	cmd    *exec.Cmd
@@ -44,41 +44,41 @@ type host struct {
 	config root.Config // of machines to boot
 }
 
-func newHost(t *testing.T) *host {
-	t.Helper()
+func newHost(tb testing.TB) *host {
+	tb.Helper()
 	if os.Getuid() != 0 {
-		t.Fatal("this test needs root: it makes network namespaces and runs containers")
+		tb.Fatal("this test needs root: it makes network namespaces and runs containers")
 	}
 	// Short, for the sockets in it.
 	dir, err := os.MkdirTemp("", "roost-") //nolint:usetesting // a test's own directory is too long a path
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	cfg := config.Default()
 	cfg.Run, cfg.Data = filepath.Join(dir, "run"), filepath.Join(dir, "data")
-	cfg.Listen = []config.Listen{{Addr: freeAddress(t), Port: 80}}
-	cfg.API = freeAddress(t)
+	cfg.Listen = []config.Listen{{Addr: freeAddress(tb), Port: 80}}
+	cfg.API = freeAddress(tb)
 	cfg.Swap, cfg.Memory = "none", root.GiB
 	cfg.LogLevel = "debug"
-	h := &host{t: t, cfg: cfg, client: orders.NewClient(cfg.SupervisorSocket())}
+	h := &host{t: tb, cfg: cfg, client: orders.NewClient(cfg.SupervisorSocket())}
 	if h.log, err = os.Create(filepath.Join(dir, "log")); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), deadline)
+	tb.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(tb.Context()), deadline)
 		defer cancel()
 		if h.running() {
 			h.shutdown(ctx)
 		}
 		h.client.Close()
 		h.sweep(ctx)
-		if t.Failed() {
+		if tb.Failed() {
 			data, _ := os.ReadFile(h.log.Name())
-			t.Logf("log of the server:\n%s", data)
+			tb.Logf("log of the server:\n%s", data)
 		}
 		_ = h.log.Close()
 		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
+			tb.Error(err)
 		}
 	})
 	return h
@@ -105,11 +105,11 @@ func (h *host) sweep(ctx context.Context) {
 	}
 }
 
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+func freeAddress(tb testing.TB) string {
+	tb.Helper()
+	l, err := (&net.ListenConfig{}).Listen(tb.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	defer func() { _ = l.Close() }()
 	return l.Addr().String()
@@ -619,5 +619,22 @@ func TestShutdownRestoresTheHost(t *testing.T) {
 	groups, err := filepath.Glob("/sys/fs/cgroup/*/" + h.cfg.CgroupParent())
 	if err != nil || len(groups) != 0 {
 		t.Errorf("control groups are left: %v, %v", groups, err)
+	}
+}
+
+// BenchmarkWake is what a wake costs until processes run, through the socket.
+func BenchmarkWake(b *testing.B) {
+	h := newHost(b)
+	h.start()
+	h.started("01A", "sleep")
+	for b.Loop() {
+		b.StopTimer()
+		if _, err := h.client.Suspend(b.Context(), "01A", orders.Suspend{}); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+		if _, err := h.client.Start(b.Context(), "01A", orders.Start{Source: orders.SourceProxy}); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

@@ -289,14 +289,14 @@ func TestRemoveWakesThoseWhoWait(t *testing.T) {
 }
 
 // poll waits for something that has no event.
-func poll(t *testing.T, ok func() bool) {
-	t.Helper()
+func poll(tb testing.TB, ok func() bool) {
+	tb.Helper()
 	for end := time.Now().Add(deadline); !ok(); {
 		if time.Now().After(end) {
-			t.Fatal("waited in vain")
+			tb.Fatal("waited in vain")
 		}
 		select {
-		case <-t.Context().Done():
+		case <-tb.Context().Done():
 		case <-time.After(time.Millisecond):
 		}
 	}
