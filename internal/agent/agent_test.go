@@ -712,3 +712,42 @@ func TestReplaceSuspended(t *testing.T) {
 	})
 	h.eventually("the old version to go", func() bool { return h.sup.count() == 1 })
 }
+
+// News that came after the supervisor's account must not make the boot that
+// runs look used.
+func TestAccountOlderThanTheNews(t *testing.T) {
+	h := newHost(t)
+	rec := h.machine(1, workerConfig(), true)
+	id := rec.Spec.Instance
+	for _, n := range []uint64{1, 2, 3} {
+		must(t, os.MkdirAll(h.bootDir(id, n), 0o755))
+	}
+	for _, c := range []struct {
+		name    string
+		entries []orders.Entry
+		running uint64
+		used    []uint64
+		next    bool
+	}{
+		{"nothing new", nil, 2, []uint64{1}, true},
+		{"suspended", []orders.Entry{{Type: orders.EntrySuspended, Number: 2}}, 2, []uint64{1}, true},
+		{"ended", []orders.Entry{{Type: orders.EntryExited, Number: 2}}, 0, []uint64{2, 1}, true},
+		{"ended and started", []orders.Entry{{Type: orders.EntryExited, Number: 2}, {Type: orders.EntryStarting, Number: 3}}, 3, []uint64{2, 1}, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := newMachine(h.Agent, rec)
+			m.st.State = root.StateStarted
+			for n, e := range c.entries {
+				e.Instance, e.Stamp = id, root.Stamp{Boot: 1, Seq: uint64(11 + n)}
+				m.take(e)
+			}
+			m.known(&orders.Instance{
+				Instance: id, Phase: orders.PhaseStarted, Stamp: root.Stamp{Boot: 1, Seq: 10},
+				Running: &orders.Boot{Number: 2}, Next: &orders.Boot{Number: 3},
+			})
+			if m.inst.running != c.running || m.inst.next != c.next || !slices.Equal(m.used, c.used) {
+				t.Errorf("got running %d, next %v, used %v; want %d, %v, %v", m.inst.running, m.inst.next, m.used, c.running, c.next, c.used)
+			}
+		})
+	}
+}

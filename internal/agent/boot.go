@@ -53,18 +53,14 @@ func (i *instance) note(e orders.Entry) {
 	}
 	i.stamp, i.phase = e.Stamp, p
 	i.seen = max(i.seen, e.Number)
-	switch e.Type {
-	case orders.EntryStarting, orders.EntryStarted:
+	if p != orders.PhaseStopped {
 		i.running = e.Number
-		if e.Number >= i.last {
-			i.next = false
-		}
-	case orders.EntryFailed, orders.EntryExited:
+	} else {
 		i.running = 0
 		i.exit, i.failure = e.Exit, e.Error
-		if e.Number >= i.last {
-			i.next = false
-		}
+	}
+	if e.Number >= i.last { // the prepared boot is this one: used
+		i.next = false
 	}
 }
 

@@ -359,6 +359,10 @@ func (m *machine) tidy(ctx context.Context) {
 	}
 	err = errors.Join(err, m.replenish(ctx))
 	for len(m.used) > 0 {
+		if m.used[0] == m.inst.running { // never under a running machine
+			m.used = m.used[1:]
+			continue
+		}
 		if e := m.a.cleanBoot(ctx, m.inst, m.used[0]); e != nil {
 			err = errors.Join(err, e)
 			break

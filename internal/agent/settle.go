@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	root "github.com/roost-run/roost"
@@ -46,12 +47,23 @@ func (m *machine) known(acc *orders.Instance) {
 	if n := acc.Next; n != nil && n.Number > i.seen && n.Number > i.running {
 		i.next, i.last, i.problem = true, max(i.last, n.Number), n.Problem
 	}
-	m.used = m.used[:0]
+	// Boots that neither the account nor the journal since then names are used
+	// up. What the account has running may have ended since: its entry says so.
+	keep := map[uint64]bool{i.running: true}
+	if acc.Running != nil {
+		keep[acc.Running.Number] = true
+	}
+	if acc.Next != nil {
+		keep[acc.Next.Number] = true
+	}
 	for _, n := range m.a.bootsOf(i.id()) {
-		if n != i.running && (!i.next || n != i.last) {
+		i.last = max(i.last, n)
+		if !keep[n] && !slices.Contains(m.used, n) {
 			m.used = append(m.used, n)
-			i.last = max(i.last, n)
 		}
+	}
+	if i.next && i.last != acc.Next.Number {
+		i.last = acc.Next.Number // a later one was begun and never handed over
 	}
 	at := acc.Since
 	if i.phase != orders.PhaseStopped {

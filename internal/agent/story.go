@@ -253,9 +253,13 @@ func pushExit(st *root.Status, e orders.Entry, x root.Exit) {
 	})
 }
 
-// eventID is a ULID of the event's time.
+// eventID is a ULID of the event's time, or of now for a time that is none.
 func eventID(at time.Time) string {
-	return ulid.MustNew(ulid.Timestamp(at), ulid.DefaultEntropy()).String()
+	id, err := ulid.New(ulid.Timestamp(at), ulid.DefaultEntropy())
+	if err != nil {
+		id = ulid.Make()
+	}
+	return id.String()
 }
 
 // stateOf is the state that a phase means by itself.
