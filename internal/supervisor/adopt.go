@@ -165,7 +165,7 @@ func (a *slots) adoptSlot(ctx context.Context, f slotFile, last orders.Entry, by
 	s.next = f.Next
 	s.stamp, s.since = last.Stamp, last.At
 	if s.api == nil {
-		l, err := listenMachine(a.apiDir(f.Instance))
+		l, err := a.listenMachine(f.Instance)
 		if err != nil {
 			return err
 		}

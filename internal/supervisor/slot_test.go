@@ -2,6 +2,7 @@ package supervisor
 
 import (
 	"context"
+	"errors"
 	"os"
 	"sync"
 	"testing"
@@ -299,5 +300,31 @@ func poll(tb testing.TB, ok func() bool) {
 		case <-tb.Context().Done():
 		case <-time.After(time.Millisecond):
 		}
+	}
+}
+
+func TestMachineSocketFollowsNothing(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, fake("sleep"))
+	s := w.prepared("I1")
+	victim := t.TempDir() + "/victim"
+	if err := os.WriteFile(victim, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// What a machine could do to its /.fly while no server runs.
+	api := w.apiDir("I1") + "/api"
+	if err := errors.Join(os.Remove(api), os.Symlink(victim, api)); err != nil {
+		t.Fatal(err)
+	}
+	w = w.next("boot-1")
+	fi, err := os.Stat(victim)
+	if err != nil || fi.Mode().Perm() != 0o600 {
+		t.Errorf("victim: got %v, %v, want untouched", fi, err)
+	}
+	if fi, err = os.Lstat(api); err != nil || fi.Mode()&os.ModeSocket == 0 || fi.Mode().Perm() != 0o666 {
+		t.Errorf("socket: got %v, %v, want a socket for everybody", fi.Mode(), err)
+	}
+	if s, err = w.get("I1"); err != nil || inode(s.api) == 0 {
+		t.Errorf("slot: got %v", err)
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,6 +15,7 @@ import (
 
 	root "github.com/roost-run/roost"
 	"github.com/roost-run/roost/internal/config"
+	"github.com/roost-run/roost/internal/ipc"
 	"github.com/roost-run/roost/internal/orders"
 	"github.com/roost-run/roost/internal/runtime"
 )
@@ -140,10 +140,7 @@ func (a *slots) obtain(b orders.Boot) (*slot, error) {
 // newSlot makes a slot that nobody else knows yet.
 func (a *slots) newSlot(id root.InstanceID) (*slot, error) {
 	s := &slot{all: a, id: id, phase: orders.PhaseStopped, changed: make(chan struct{})}
-	if err := os.MkdirAll(a.slotDir(id), 0o700); err != nil {
-		return nil, err
-	}
-	api, err := listenMachine(a.apiDir(id))
+	api, err := a.listenMachine(id)
 	if err != nil {
 		return nil, err
 	}
@@ -241,29 +238,27 @@ func (a *slots) fifo(id root.InstanceID, container string) string {
 	return filepath.Join(a.slotDir(id), container+".out")
 }
 
-// listenMachine opens the socket of a machine's /.fly/api in dir, for any user
-// inside it.
-func listenMachine(dir string) (_ *os.File, err error) {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+// listenMachine opens the socket of a machine's /.fly/api, for any user inside
+// it. It is made in the supervisor's own directory and then moved, so that
+// nothing that the machine may have put there is followed.
+func (a *slots) listenMachine(id root.InstanceID) (_ *os.File, err error) {
+	if err := errors.Join(os.MkdirAll(a.slotDir(id), 0o700), os.MkdirAll(a.apiDir(id), 0o755)); err != nil {
 		return nil, err
 	}
-	d, err := os.Open(dir)
+	d, err := os.Open(a.slotDir(id))
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, d.Close()) }()
 	// Through the descriptor: a socket's path may only have 107 bytes.
-	name := fmt.Sprintf("/proc/self/fd/%d/api", d.Fd())
-	if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
-	}
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: name, Net: "unix"})
+	l, err := ipc.Listen(fmt.Sprintf("/proc/self/fd/%d/api", d.Fd()), 0o666)
 	if err != nil {
 		return nil, fmt.Errorf("machine socket: %w", err)
 	}
 	l.SetUnlinkOnClose(false)
 	f, err := l.File()
-	return f, errors.Join(err, l.Close(), os.Chmod(name, 0o666))
+	err = errors.Join(err, l.Close(), os.Rename(filepath.Join(a.slotDir(id), "api"), filepath.Join(a.apiDir(id), "api")))
+	return f, err
 }
 
 // slotFile is what the next server process needs to take an instance over.

@@ -340,7 +340,10 @@ func lock(path string) (unlock func(), err error) {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		holder, _ := os.ReadFile(path) // best effort, for the message
 		_ = f.Close()
-		return nil, &root.Error{Kind: root.Conflict, Message: fmt.Sprintf("another roost server (process %s) uses this run directory: stop it, or give this one its own --run and --data", holder), Err: err}
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, root.Errorf(root.Conflict, "another roost server (process %s) uses this run directory: stop it, or give this one its own --run and --data", holder)
+		}
+		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
 	err = errors.Join(f.Truncate(0), writeAt(f, strconv.Itoa(os.Getpid())))
 	if err != nil {

@@ -270,7 +270,7 @@ func (s *Spec) mounts(dir string, version int) []specs.Mount {
 		bind(s.HostsFile, "/etc/hosts")
 	}
 	if s.APIDir != "" {
-		bind(s.APIDir, APIPath, "nosuid", "nodev", "noexec")
+		bind(s.APIDir, APIPath, "ro", "nosuid", "nodev", "noexec")
 	}
 	if s.Init != "" {
 		bind(s.Init, InitPath, "ro", "nosuid", "nodev")
