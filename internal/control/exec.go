@@ -34,7 +34,8 @@ func (s *Machines) Exec(ctx context.Context, a auth.Actor, app root.AppName, id 
 	if e.Timeout == 0 {
 		e.Timeout = DefaultExecTimeout
 	}
-	if err := s.executable(a, app, id, nonce, e.Args); err != nil {
+	m, err := s.executable(a, app, id, nonce, e.Args)
+	if err != nil {
 		return ExecResult{}, err
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, e.Timeout, root.Errorf(root.Timeout, "the command did not end within %s and was killed", e.Timeout))
@@ -64,45 +65,51 @@ func (s *Machines) Exec(ctx context.Context, a auth.Actor, app root.AppName, id 
 	}
 	return ExecResult{
 		Stdout: out.String(), Stderr: errs.String(), Code: r.Code, Signal: r.Signal, Truncated: out.cut || errs.cut,
-	}, s.cutOff(id, runErr)
+	}, s.cutOff(ctx, m, runErr)
 }
 
-// cutOff says why an exec failed where the cause is that the machine ended.
-func (s *Machines) cutOff(id root.MachineID, err error) error {
+// newsPatience is how long the news that a machine ended may take to get here.
+const newsPatience = 500 * time.Millisecond
+
+// cutOff says why an exec failed where the cause is that the machine, which
+// was as in m when it began, ended meanwhile.
+func (s *Machines) cutOff(ctx context.Context, m *root.Machine, err error) error {
 	if err == nil || root.KindOf(err) != root.Internal && root.KindOf(err) != root.NotFound {
 		return err
 	}
-	m := s.Catalog.Snapshot().Machine(id)
-	if m != nil && m.Status.State.Running() {
+	ctx, cancel := context.WithTimeout(ctx, newsPatience)
+	defer cancel()
+	changed := s.Catalog.Wait(ctx, func(sn *root.Snapshot) bool {
+		now := sn.Machine(m.ID)
+		return now == nil || now.Status.Stamp != m.Status.Stamp
+	})
+	if changed != nil {
 		return err
 	}
-	state := root.StateDestroyed
-	if m != nil {
-		state = m.Status.State
-	}
-	return &root.Error{Kind: root.Precondition, Message: "the machine ended while the command ran, its state is '" + string(state) + "'", Err: err}
+	return &root.Error{Kind: root.Precondition, Message: "the machine stopped or was replaced while the command ran", Err: err}
 }
 
 // executable checks that the actor may run args inside the machine now.
-func (s *Machines) executable(a auth.Actor, app root.AppName, id root.MachineID, nonce string, args []string) error {
+func (s *Machines) executable(a auth.Actor, app root.AppName, id root.MachineID, nonce string, args []string) (*root.Machine, error) {
 	if len(args) == 0 || args[0] == "" {
-		return root.Errorf(root.Invalid, "command: it is missing")
+		return nil, root.Errorf(root.Invalid, "command: it is missing")
 	}
 	m, err := s.change(a, auth.MachineExec, app, id, nonce)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	_, err = root.CheckVerb(root.VerbExec, m.Status.State)
-	return err
+	return m, err
 }
 
 // ExecStream runs a command on the caller's files and returns when it ended.
 func (s *Machines) ExecStream(ctx context.Context, a auth.Actor, app root.AppName, id root.MachineID, nonce string, e ExecStream) (ExecResult, error) {
-	if err := s.executable(a, app, id, nonce, e.Args); err != nil {
+	m, err := s.executable(a, app, id, nonce, e.Args)
+	if err != nil {
 		return ExecResult{}, err
 	}
 	r, err := s.Agent.Exec(ctx, id, orders.Exec{Args: e.Args, Env: e.Env, Dir: e.Dir, User: e.User, TTY: e.TTY}, e.Files...)
-	return ExecResult{Code: r.Code, Signal: r.Signal}, s.cutOff(id, err)
+	return ExecResult{Code: r.Code, Signal: r.Signal}, s.cutOff(ctx, m, err)
 }
 
 // pipes makes stdin, stdout and stderr: the command's ends and ours.
