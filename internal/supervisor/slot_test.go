@@ -306,7 +306,7 @@ func poll(tb testing.TB, ok func() bool) {
 func TestMachineSocketFollowsNothing(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, fake("sleep"))
-	s := w.prepared("I1")
+	w.prepared("I1")
 	victim := t.TempDir() + "/victim"
 	if err := os.WriteFile(victim, nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -324,7 +324,7 @@ func TestMachineSocketFollowsNothing(t *testing.T) {
 	if fi, err = os.Lstat(api); err != nil || fi.Mode()&os.ModeSocket == 0 || fi.Mode().Perm() != 0o666 {
 		t.Errorf("socket: got %v, %v, want a socket for everybody", fi.Mode(), err)
 	}
-	if s, err = w.get("I1"); err != nil || inode(s.api) == 0 {
+	if s, err := w.get("I1"); err != nil || inode(s.api) == 0 {
 		t.Errorf("slot: got %v", err)
 	}
 }
