@@ -28,10 +28,14 @@ import (
 // start is seen at once and a slow one at most a tenth later.
 const (
 	minInterval  = 2 * time.Millisecond
-	maxInterval  = 2 * time.Second
+	maxInterval  = 15 * time.Second
 	dialTimeout  = time.Second // the machine is on this host: an answer takes microseconds
 	inspectAfter = 3 * time.Second
 	inspectEvery = 5 * time.Second
+	// While somebody waits, and for as long as a request is held by default,
+	// the interval does not grow beyond hurryInterval.
+	hurryFor      = time.Minute
+	hurryInterval = 500 * time.Millisecond
 )
 
 // Inspector looks into a machine: the addresses it listens on, "127.0.0.1:8080".
@@ -81,6 +85,7 @@ type Prober struct {
 type target struct {
 	status Status
 	cancel context.CancelFunc // of its goroutine; nil when none runs
+	hurry  chan struct{}      // capacity 1: somebody waits now
 }
 
 // New returns a Prober without targets.
@@ -97,7 +102,8 @@ func (p *Prober) Close() {
 	p.wg.Wait()
 }
 
-// Watch probes t until it is ready, unless it is or that goes on already.
+// Watch probes t until it is ready, unless it is; if that goes on already, it
+// is hurried up.
 func (p *Prober) Watch(t Target) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -108,8 +114,14 @@ func (p *Prober) Watch(t Target) {
 	}
 	e := ports[t.Port]
 	if e == nil {
-		e = &target{}
+		e = &target{hurry: make(chan struct{}, 1)}
 		ports[t.Port] = e
+	}
+	if e.cancel != nil {
+		select {
+		case e.hurry <- struct{}{}:
+		default:
+		}
 	}
 	if e.status.Ready || e.cancel != nil || p.ctx.Err() != nil {
 		return
@@ -163,28 +175,47 @@ func (p *Prober) probe(ctx context.Context, t Target, e *target) {
 	addr := t.String()
 	start := time.Now()
 	inspect := start.Add(inspectAfter)
+	hurried := start
+	var last time.Time // when it was last probed
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-e.hurry:
+			hurried = time.Now()
+			if left := interval(start, last, true) - hurried.Sub(last); left > 0 {
+				timer.Reset(left)
+				continue
+			}
 		case <-timer.C:
 		}
+		last = time.Now()
 		if p.reach(ctx, addr) {
 			p.set(ctx, t, e, Status{Ready: true, Since: start})
 			return
 		}
 		now := time.Now()
-		if now.After(inspect) {
+		hurry := now.Sub(hurried) < hurryFor
+		if now.After(inspect) && hurry {
 			inspect = now.Add(inspectEvery)
 			if s, ok := p.look(ctx, t); ok {
 				s.Since = start
 				p.set(ctx, t, e, s)
 			}
 		}
-		timer.Reset(min(max(now.Sub(start)/10, minInterval), maxInterval))
+		timer.Reset(interval(start, now, hurry))
 	}
+}
+
+// interval is the time between two probes.
+func interval(start, now time.Time, hurry bool) time.Duration {
+	limit := maxInterval
+	if hurry {
+		limit = hurryInterval
+	}
+	return min(max(now.Sub(start)/10, minInterval), limit)
 }
 
 // reach reports whether a connection is accepted.

@@ -80,7 +80,7 @@ func TestReady(t *testing.T) {
 			synctest.Wait()
 			f.mu.Lock()
 			defer f.mu.Unlock()
-			if n := len(f.dials); n > 100 {
+			if n := len(f.dials); n > 130 {
 				t.Errorf("%d probes within %s", n, after)
 			}
 			if f.changes == 0 {
@@ -145,6 +145,30 @@ func TestProblem(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		if st := p.Status("01A", 8080); !st.Ready || st.Problem != nil {
 			t.Errorf("got %+v, want ready without problem", st)
+		}
+	})
+}
+
+// TestHurry checks that a port nobody waits for is probed rarely, and that a
+// request is not made to wait for the next rare probe.
+func TestHurry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fake{}
+		p := newProber(t, f)
+		p.Watch(port)
+		time.Sleep(time.Hour)
+		n := f.probes()
+		time.Sleep(10 * time.Minute)
+		if got := f.probes() - n; got < 30 || got > 50 {
+			t.Errorf("%d probes in 10 minutes without anybody waiting, want about 40", got)
+		}
+		f.mu.Lock()
+		f.accepts = time.Now()
+		f.mu.Unlock()
+		p.Watch(port)
+		synctest.Wait()
+		if !p.Status("01A", 8080).Ready {
+			t.Error("not ready at once though somebody waits")
 		}
 	})
 }
