@@ -527,8 +527,12 @@ func TestTakeOver(t *testing.T) {
 	_, err := h.Stop(t.Context(), stopped.ID, orders.Stop{Source: orders.SourceUser})
 	must(t, err)
 	h.waitState(stopped.ID, root.StateStopped)
-	h.kill()
 	sup := h.options.Supervisor
+	h.eventually("a prepared boot", func() bool {
+		i, err := sup.Instance(t.Context(), stopped.Spec.Instance)
+		return err == nil && i.Next != nil
+	})
+	h.kill()
 	h.sup.crash(t, crashed.Spec.Instance, 0)
 	_, err = sup.Suspend(t.Context(), sleeping.Spec.Instance, orders.Suspend{Source: orders.SourceProxy})
 	must(t, err)

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -28,13 +29,14 @@ type instance struct {
 	image     ocispec.ImageConfig
 	phase     orders.Phase
 	stamp     root.Stamp
-	last      uint64 // number of the newest boot prepared
-	seen      uint64 // number of the newest boot the journal told of
-	running   uint64 // number of the boot in use, 0 none
-	next      bool   // boot number last is prepared and not used yet
-	staged    bool   // the supervisor knows it
-	furnished bool   // network and directories are there, image is read
-	problem   string // why boot number last cannot run
+	last      uint64    // number of the newest boot prepared
+	seen      uint64    // number of the newest boot the journal told of
+	running   uint64    // number of the boot in use, 0 none
+	next      bool      // boot number last is prepared and not used yet
+	staged    bool      // the supervisor knows it
+	furnished bool      // network and directories are there, image is read
+	problem   string    // why boot number last cannot run
+	began     time.Time // when the boot in use was started, as far as known
 	exit      *orders.Exit
 	failure   string // Error of the newest failed or exited entry
 }
@@ -53,6 +55,9 @@ func (i *instance) note(e orders.Entry) {
 	}
 	i.stamp, i.phase = e.Stamp, p
 	i.seen = max(i.seen, e.Number)
+	if e.Type == orders.EntryStarted {
+		i.began = e.At
+	}
 	if p != orders.PhaseStopped {
 		i.running = e.Number
 	} else {

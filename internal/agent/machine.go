@@ -44,6 +44,7 @@ type machine struct {
 
 	policy  *time.Timer // a policy restart that is due later
 	chores  *time.Timer // what failed on our side is tried again
+	restock *time.Timer // the next boot is to be prepared
 	failing time.Duration
 }
 
@@ -61,7 +62,7 @@ func newMachine(a *Agent, rec *root.Machine) *machine {
 		a: a, id: rec.ID, cmds: make(chan *command), ended: make(chan struct{}),
 		rec: own, st: own.Status,
 		live: own.Spec.Instance, stamp: own.Status.Stamp,
-		policy: idleTimer(), chores: idleTimer(),
+		policy: idleTimer(), chores: idleTimer(), restock: idleTimer(),
 	}
 	m.ear.wake = make(chan struct{}, 1)
 	m.inst = &instance{machine: own, phase: orders.PhaseStopped}
@@ -166,6 +167,7 @@ func (m *machine) run(ctx context.Context) {
 	defer close(m.ended)
 	defer m.policy.Stop()
 	defer m.chores.Stop()
+	defer m.restock.Stop()
 	for !m.gone {
 		select {
 		case <-ctx.Done():
@@ -173,10 +175,11 @@ func (m *machine) run(ctx context.Context) {
 		case c := <-m.cmds:
 			m.execute(ctx, c)
 		case <-m.ear.wake:
-			m.guard(ctx, func() { m.listen(ctx) })
+			m.guard(ctx, m.listen)
 		case <-m.policy.C:
 			m.wantStart = reasonPolicy
 		case <-m.chores.C:
+		case <-m.restock.C:
 		}
 		m.guard(ctx, func() { m.tidy(ctx) })
 	}
@@ -248,10 +251,10 @@ func (m *machine) publish() {
 }
 
 // listen takes over what the journal told since.
-func (m *machine) listen(ctx context.Context) {
+func (m *machine) listen() {
 	for _, n := range m.ear.take() {
 		if n.settle {
-			m.settled(ctx, n.account)
+			m.settled(n.account)
 			continue
 		}
 		m.take(n.entry)
@@ -310,7 +313,7 @@ func (m *machine) await(ctx context.Context, timeout time.Duration, what string,
 	deadline := time.NewTimer(timeout)
 	defer deadline.Stop()
 	for {
-		m.listen(ctx)
+		m.listen()
 		if done() {
 			return nil
 		}
@@ -429,11 +432,19 @@ func (m *machine) tellLease(ctx context.Context) error {
 	return nil
 }
 
+// restockDelay leaves the host to a machine that has just started, and to the
+// request that woke it, before its next boot is prepared.
+const restockDelay = 300 * time.Millisecond
+
 // replenish keeps a next boot ready.
 func (m *machine) replenish(ctx context.Context) error {
 	c := &m.rec.Spec.Config
 	oneShot := c.AutoDestroy && c.Restart.Policy == root.RestartNo
 	if !m.inst.staged || m.inst.next || oneShot || m.wantGone {
+		return nil
+	}
+	if wait := restockDelay - time.Since(m.inst.began); m.inst.running != 0 && wait > 0 {
+		m.restock.Reset(wait)
 		return nil
 	}
 	return m.a.prepare(ctx, m.inst)

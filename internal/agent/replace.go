@@ -33,7 +33,7 @@ const (
 // succeeded the old version is untouched, or (a machine nobody routes to) is
 // started again.
 func (m *machine) replace(ctx context.Context, rec *root.Machine, commit func(context.Context) (int64, error)) error {
-	m.listen(ctx)
+	m.listen()
 	next := rec.Clone()
 	old := m.inst
 	if err := m.a.protect(ctx, m.id, m.rec.Spec.Image.Digest, next.Spec.Image.Digest); err != nil {
@@ -44,7 +44,7 @@ func (m *machine) replace(ctx context.Context, rec *root.Machine, commit func(co
 		return errors.Join(err, m.a.protect(context.WithoutCancel(ctx), m.id, m.rec.Spec.Image.Digest))
 	}
 	m.cand = cand
-	m.listen(ctx)
+	m.listen()
 	served := len(m.rec.Spec.Config.Services) > 0 && len(next.Spec.Config.Services) > 0
 	if next.Spec.Launch && served && old.phase == orders.PhaseStarted {
 		err = m.beside(ctx, commit)
@@ -181,7 +181,7 @@ func (m *machine) untilReady(ctx context.Context, i *instance) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-m.ear.wake:
-			m.listen(ctx)
+			m.listen()
 		case <-poll.C:
 			got, err := m.a.o.Supervisor.Inspect(ctx, i.id())
 			if err == nil {

@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"context"
 	"slices"
 	"time"
 
@@ -14,7 +13,7 @@ import (
 // supervisor came back. Account is nil when the supervisor has no such
 // instance: it was never made, or the host was restarted. It only notes what
 // is to be done; tidy does it.
-func (m *machine) settled(_ context.Context, account *orders.Instance) {
+func (m *machine) settled(account *orders.Instance) {
 	if m.gone {
 		return
 	}

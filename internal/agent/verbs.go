@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -61,7 +60,7 @@ func (m *machine) launchFailed(err error) {
 func (m *machine) start(ctx context.Context, o orders.Start) error {
 	m.policy.Stop()
 	m.wantStart = ""
-	m.listen(ctx)
+	m.listen()
 	if !m.inst.staged {
 		if err := m.set(ctx); err != nil {
 			return err
@@ -74,7 +73,8 @@ func (m *machine) start(ctx context.Context, o orders.Start) error {
 	}
 	started, err := m.a.o.Supervisor.Start(ctx, m.inst.id(), o)
 	if err != nil {
-		return errors.Join(err, m.catchUp(ctx, m.inst))
+		m.catchUp(ctx, m.inst)
+		return err
 	}
 	if err := m.awaitNews(ctx, started.Stamp); err != nil {
 		return err
@@ -88,18 +88,19 @@ func (m *machine) start(ctx context.Context, o orders.Start) error {
 
 // catchUp takes the news up to the supervisor's account of i: what failed has
 // been told when it returns.
-func (m *machine) catchUp(ctx context.Context, i *instance) error {
+func (m *machine) catchUp(ctx context.Context, i *instance) {
 	account, err := m.a.o.Supervisor.Instance(ctx, i.id())
 	if err != nil {
-		return nil // the first error says enough
+		return // what it was asked for is told later
 	}
-	_ = m.await(ctx, newsTimeout, "the journal's news", func() bool { return !i.stamp.Before(account.Stamp) })
-	return nil
+	if err := m.await(ctx, newsTimeout, "the journal's news", func() bool { return !i.stamp.Before(account.Stamp) }); err != nil {
+		m.a.log.Warn("journal is behind", "machine", m.id, "err", err)
+	}
 }
 
 // stop orders a stop and returns when the intent is in the status.
 func (m *machine) stop(ctx context.Context, o orders.Stop) error {
-	m.listen(ctx)
+	m.listen()
 	m.policy.Stop()
 	m.wantStart = ""
 	if m.inst.running == 0 && (m.st.State == root.StateRestarting || m.st.State == root.StateStarting || m.st.State == root.StateFailed) {
@@ -127,9 +128,7 @@ func (m *machine) halt(ctx context.Context, i *instance, o orders.Stop) error {
 	if timeout == 0 {
 		timeout = i.machine.Spec.Config.Stop.Timeout
 	}
-	if err := m.catchUp(ctx, i); err != nil {
-		return err
-	}
+	m.catchUp(ctx, i)
 	return m.await(ctx, timeout+exitSlack, "the exit", func() bool { return i.phase == orders.PhaseStopped })
 }
 
@@ -159,7 +158,7 @@ func (m *machine) suspend(ctx context.Context, o orders.Suspend) error {
 
 // restart stops the machine, if it runs, and starts it.
 func (m *machine) restart(ctx context.Context, o orders.Stop) error {
-	m.listen(ctx)
+	m.listen()
 	if m.inst.running != 0 {
 		o.Reason = reasonRestart
 		if err := m.halt(ctx, m.inst, o); err != nil {
