@@ -307,6 +307,9 @@ func (e *edge) begun(all []orders.Instance) {
 
 // entry acts on news of an instance.
 func (e *edge) entry(n orders.Entry) {
+	if in, ok := e.live.get(n.Instance); ok && n.Stamp.Before(in.stamp) {
+		return // the answer to an order of ours was quicker than the journal
+	}
 	m := e.machine(n.Machine, n.App, n.Instance)
 	switch n.Type {
 	case orders.EntryPrepared, orders.EntryStarting:

@@ -31,7 +31,11 @@ type instance struct {
 	since   time.Time
 	started time.Time // of the last boot
 	ended   string    // how it last ended by itself
+	endedAt time.Time
 }
+
+// freshEnd is how long the way a machine ended explains what happens now.
+const freshEnd = 2 * time.Minute
 
 func newLive() *live {
 	return &live{instances: make(map[root.InstanceID]*instance), ready: make(chan struct{})}
@@ -80,7 +84,7 @@ func stateOf(p orders.Phase) root.State {
 func (l *live) Ended(m *root.Machine) string {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
-	if in := l.instances[m.Spec.Instance]; in != nil {
+	if in := l.instances[m.Spec.Instance]; in != nil && time.Since(in.endedAt) < freshEnd {
 		return in.ended
 	}
 	return ""
@@ -104,7 +108,7 @@ func (l *live) reset(all []orders.Instance) (newest root.Stamp) {
 	for _, i := range all {
 		in := &instance{machine: i.Machine, app: i.App, phase: i.Phase, stamp: i.Stamp, since: i.Since, started: i.StartedAt}
 		if old := l.instances[i.Instance]; old != nil {
-			in.ended = old.ended
+			in.ended, in.endedAt = old.ended, old.endedAt
 			if in.stamp.Before(old.stamp) {
 				in.phase, in.stamp, in.since = old.phase, old.stamp, old.since
 			}
@@ -140,10 +144,10 @@ func (l *live) apply(e orders.Entry) {
 	case orders.EntryStarted:
 		in.started = e.At
 	case orders.EntryFailed:
-		in.ended = "could not start: " + e.Error
+		in.ended, in.endedAt = "could not start: "+e.Error, e.At
 	case orders.EntryExited:
 		if x := e.Exit; x != nil && !x.Requested {
-			in.ended = describeExit(x, e.At.Sub(in.started), in.started.IsZero())
+			in.ended, in.endedAt = describeExit(x, e.At.Sub(in.started), in.started.IsZero()), e.At
 		}
 	}
 	l.instances[e.Instance] = &in

@@ -343,6 +343,9 @@ func (p *Proxy) noCandidate(x *exchange, table *route.Table, targets []route.Tar
 	case len(targets) == 0:
 		return failf(http.StatusServiceUnavailable, "PR03", "no machine of app %s offers a service on port %d (they offer %s)", x.app, x.port, portList(table.Ports())).
 			hint("Add the port to the services of its machines.")
+	case x.wish != nil && x.wish.Elsewhere && x.src != nil && x.app == x.src.machine.App && len(x.excluded) == 1:
+		return failf(http.StatusServiceUnavailable, "PR03", "machine %s wants the request to be answered elsewhere, but no other machine of app %s can take it", x.src.machine.ID, x.app).
+			hint("Start a second machine, or one with autostart, that answers what this one does not.").retry(5)
 	case problem != nil:
 		code, status := "PR03", http.StatusServiceUnavailable
 		if root.KindOf(problem) == root.Unavailable && strings.Contains(problem.Error(), "listens on") {

@@ -187,6 +187,7 @@ func (p *Proxy) Suspended(m *root.Machine, now bool) {
 	b.frozen.Store(true)
 	b.transport.CloseIdleConnections()
 	if c := b.unit.Counts(); now && c.InFlight > c.Upgrades {
+		p.o.Logger.Info("machine was suspended over requests, waking it", "machine", m.ID, "app", m.App, "requests", c.InFlight-c.Upgrades)
 		p.flights.Start(m)
 	}
 	p.waiters.wake(m.App)

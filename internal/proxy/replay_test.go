@@ -178,6 +178,13 @@ func TestReplayBody(t *testing.T) {
 	}
 }
 
+// TestElsewhereAlone replays elsewhere where there is no elsewhere.
+func TestElsewhereAlone(t *testing.T) {
+	w := newWorld(t)
+	w.machine("shop", root.StateStarted, replayer(func() string { return "elsewhere=true" }))
+	w.wantFailure(http.StatusServiceUnavailable, "PR03", "no other machine of app shop")
+}
+
 // TestReplayToNew replays to a machine whose record comes a moment later.
 func TestReplayToNew(t *testing.T) {
 	w := newWorld(t)
