@@ -314,8 +314,12 @@ func TestLaunchFailures(t *testing.T) {
 	}
 	h.sup.refuse["/app"] = root.Errorf(root.Exhausted, "the host has no memory left")
 	m2 := h.machine(2, workerConfig(), true)
+	began := time.Now()
 	if _, err := h.Launch(t.Context(), m2); !root.IsKind(err, root.Exhausted) {
 		t.Errorf("got %v, want kind exhausted", err)
+	}
+	if took := time.Since(began); took > newsTimeout/2 {
+		t.Errorf("the refusal took %s: news were waited for that never come", took)
 	}
 	for _, id := range []root.MachineID{m.ID, m2.ID} {
 		_, err := h.Destroy(t.Context(), id)

@@ -28,15 +28,16 @@ type instance struct {
 	network   uint32
 	image     ocispec.ImageConfig
 	phase     orders.Phase
-	stamp     root.Stamp
-	last      uint64    // number of the newest boot prepared
-	seen      uint64    // number of the newest boot the journal told of
-	running   uint64    // number of the boot in use, 0 none
-	next      bool      // boot number last is prepared and not used yet
-	staged    bool      // the supervisor knows it
-	furnished bool      // network and directories are there, image is read
-	problem   string    // why boot number last cannot run
-	began     time.Time // when the boot in use was started, as far as known
+	stamp     root.Stamp // of the entry that brought the phase
+	heard     root.Stamp // of the newest entry, whatever it says
+	last      uint64     // number of the newest boot prepared
+	seen      uint64     // number of the newest boot the journal told of
+	running   uint64     // number of the boot in use, 0 none
+	next      bool       // boot number last is prepared and not used yet
+	staged    bool       // the supervisor knows it
+	furnished bool       // network and directories are there, image is read
+	problem   string     // why boot number last cannot run
+	began     time.Time  // when the boot in use was started, as far as known
 	exit      *orders.Exit
 	failure   string // Error of the newest failed or exited entry
 }
@@ -49,6 +50,9 @@ func (i *instance) container(n uint64) string {
 
 // note takes over what an entry says about the instance itself.
 func (i *instance) note(e orders.Entry) {
+	if i.heard.Before(e.Stamp) {
+		i.heard = e.Stamp
+	}
 	p := orders.PhaseAfter(e.Type)
 	if p == "" || !i.stamp.Before(e.Stamp) {
 		return // stamps compare with those of the supervisor's account: of phases

@@ -262,9 +262,6 @@ func (m *machine) listen() {
 }
 
 func (m *machine) take(e orders.Entry) {
-	if orders.PhaseAfter(e.Type) == "" {
-		return
-	}
 	if m.cand != nil && e.Instance == m.cand.id() {
 		m.cand.note(e)
 		return
@@ -273,6 +270,9 @@ func (m *machine) take(e orders.Entry) {
 		return
 	}
 	m.inst.note(e)
+	if orders.PhaseAfter(e.Type) == "" {
+		return
+	}
 	if m.st.State == root.StateDestroying || m.st.State == root.StateDestroyed {
 		return // how it ends is of no interest any more
 	}
@@ -305,7 +305,7 @@ func (m *machine) take(e orders.Entry) {
 // awaitNews takes news until those with the stamp have come.
 func (m *machine) awaitNews(ctx context.Context, stamp root.Stamp) error {
 	i := m.inst
-	return m.await(ctx, newsTimeout, "the journal's news", func() bool { return !i.stamp.Before(stamp) })
+	return m.await(ctx, newsTimeout, "the journal's news", func() bool { return !i.heard.Before(stamp) })
 }
 
 // await takes news until done says so.

@@ -79,7 +79,7 @@ func (m *machine) beside(ctx context.Context, commit func(context.Context) (int6
 		return &root.Error{Kind: root.KindOf(err), Message: "the new version did not start: " + root.MessageOf(err) + "; the old version keeps serving", Err: err}
 	}
 	cand := m.cand
-	if err := m.await(ctx, newsTimeout, "the journal's news", func() bool { return !cand.stamp.Before(started.Stamp) }); err != nil {
+	if err := m.await(ctx, newsTimeout, "the journal's news", func() bool { return !cand.heard.Before(started.Stamp) }); err != nil {
 		return err
 	}
 	if err := m.untilReady(ctx, cand); err != nil {

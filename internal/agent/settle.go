@@ -35,6 +35,9 @@ func (m *machine) settled(account *orders.Instance) {
 func (m *machine) known(acc *orders.Instance) {
 	i := m.inst
 	i.staged = true
+	if i.heard.Before(acc.Stamp) {
+		i.heard = acc.Stamp
+	}
 	if !acc.Stamp.Before(i.stamp) { // else the journal has told more since
 		i.stamp, i.phase, i.running = acc.Stamp, acc.Phase, 0
 		if acc.Running != nil {

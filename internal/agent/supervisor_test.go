@@ -131,7 +131,9 @@ func (s *supervisor) handler() http.Handler {
 			s.instances[b.Instance] = i
 		}
 		i.Next = &b
-		s.record(i, orders.Entry{Type: orders.EntryPrepared, Number: b.Number})
+		if at := s.record(i, orders.Entry{Type: orders.EntryPrepared, Number: b.Number}); i.Stamp == (root.Stamp{}) {
+			i.Stamp = at
+		}
 		return orders.Done{Phase: i.Phase, Stamp: i.Stamp}, nil
 	}))
 	mux.HandleFunc("POST /v1/instances/{instance}/start", order(s, s.start))
@@ -191,6 +193,9 @@ func (s *supervisor) start(i *orders.Instance, o orders.Start) (any, error) {
 		return nil, root.Errorf(root.Timeout, "no boot is prepared")
 	}
 	b := i.Next
+	if err := s.refuse[b.Command]; root.IsKind(err, root.Exhausted) {
+		return nil, err // not admitted: nothing begins
+	}
 	s.record(i, orders.Entry{Type: orders.EntryStarting, Number: b.Number, Source: o.Source, Reason: o.Reason})
 	i.Next = nil
 	if err := s.refuse[b.Command]; err != nil {

@@ -93,7 +93,7 @@ func (m *machine) catchUp(ctx context.Context, i *instance) {
 	if err != nil {
 		return // what it was asked for is told later
 	}
-	if err := m.await(ctx, newsTimeout, "the journal's news", func() bool { return !i.stamp.Before(account.Stamp) }); err != nil {
+	if err := m.await(ctx, newsTimeout, "the journal's news", func() bool { return !i.heard.Before(account.Stamp) }); err != nil {
 		m.a.log.Warn("journal is behind", "machine", m.id, "err", err)
 	}
 }
