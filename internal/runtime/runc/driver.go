@@ -389,13 +389,23 @@ func (d *Driver) Freeze(id string) error {
 	return cg.Freeze(id)
 }
 
-// Thaw implements runtime.Driver.
+// Thaw implements runtime.Driver: children run before a main process that
+// watches them.
 func (d *Driver) Thaw(id string) error {
 	cg, err := d.cgroups()
 	if err != nil {
 		return err
 	}
-	return cg.Thaw(id)
+	pids, err := cg.PIDs(id)
+	if err != nil {
+		return err
+	}
+	m := holdMaster(pids)
+	err = cg.Thaw(id)
+	if m != nil {
+		err = errors.Join(err, m.release())
+	}
+	return err
 }
 
 // Reclaim implements runtime.Driver.
