@@ -3,7 +3,6 @@ package health
 import (
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"net"
 	"strings"
@@ -56,7 +55,8 @@ func (f *fake) probes() int {
 }
 
 func newProber(t *testing.T, f *fake) *Prober {
-	p := New(Options{Dial: f.dial, Inspector: f, Changed: f.changed, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	t.Helper()
+	p := New(Options{Dial: f.dial, Inspector: f, Changed: f.changed, Logger: slog.New(slog.DiscardHandler)})
 	t.Cleanup(p.Close)
 	return p
 }

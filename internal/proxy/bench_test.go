@@ -78,6 +78,7 @@ func BenchmarkWake(b *testing.B) {
 }
 
 func discard(b *testing.B, r *bufio.Reader) {
+	b.Helper()
 	resp, err := http.ReadResponse(r, nil)
 	if err != nil {
 		b.Fatal(err)

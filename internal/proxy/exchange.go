@@ -94,6 +94,7 @@ type outlook struct {
 
 // acquire gets a slot at a machine for x, waking and waiting as needed.
 func (p *Proxy) acquire(ctx context.Context, x *exchange) (s *slot, f *failure) {
+	//nolint:contextcheck // probing and wakes serve whoever comes next, too: they do not end with this request
 	if s, _, f := p.try(x); s != nil || f != nil {
 		return s, f
 	}
@@ -107,7 +108,7 @@ func (p *Proxy) acquire(ctx context.Context, x *exchange) (s *slot, f *failure) 
 	defer func() { x.held += time.Since(begin) }()
 	for {
 		p.waiters.arm(w)
-		s, o, f := p.try(x)
+		s, o, f := p.try(x) //nolint:contextcheck // as above
 		if s != nil || f != nil {
 			return s, f
 		}
@@ -116,7 +117,7 @@ func (p *Proxy) acquire(ctx context.Context, x *exchange) (s *slot, f *failure) 
 		var landed <-chan struct{}
 		var landing interface{ Err() error }
 		if o.wake != nil {
-			flight := p.flights.Start(o.wake)
+			flight := p.flights.Start(o.wake) //nolint:contextcheck // as above
 			landed, landing = flight.Done(), flight
 		}
 		if err := p.await(ctx, x, o, w.again, landed); err != nil {
@@ -143,7 +144,7 @@ func (p *Proxy) acquire(ctx context.Context, x *exchange) (s *slot, f *failure) 
 // crowded is the answer when no more requests may wait.
 func (p *Proxy) crowded(x *exchange) *failure {
 	return failf(http.StatusServiceUnavailable, "PR04", "too many requests are waiting for a machine of app %s", x.app).
-		hint("Try again in a few seconds; if this lasts, raise the hard limit, add machines, or make them start faster.").retry(5)
+		hint("Try again in a few seconds; if this lasts, raise the hard limit, add machines, or make them start faster.").retry()
 }
 
 // errHold is the cause of a wait that took too long.
@@ -339,13 +340,13 @@ func (p *Proxy) noCandidate(x *exchange, table *route.Table, targets []route.Tar
 	switch {
 	case len(table.Machines) == 0:
 		return failf(http.StatusServiceUnavailable, "PR03", "app %s has no machines yet", x.app).
-			hint("Start one with: roost machine run IMAGE -a %s --port %d:8080/tcp:http", x.app, x.port).retry(5)
+			hint("Start one with: roost machine run IMAGE -a %s --port %d:8080/tcp:http", x.app, x.port).retry()
 	case len(targets) == 0:
 		return failf(http.StatusServiceUnavailable, "PR03", "no machine of app %s offers a service on port %d (they offer %s)", x.app, x.port, portList(table.Ports())).
 			hint("Add the port to the services of its machines.")
 	case x.wish != nil && x.wish.Elsewhere && x.src != nil && x.app == x.src.machine.App && len(x.excluded) == 1:
 		return failf(http.StatusServiceUnavailable, "PR03", "machine %s wants the request to be answered elsewhere, but no other machine of app %s can take it", x.src.machine.ID, x.app).
-			hint("Start a second machine, or one with autostart, that answers what this one does not.").retry(5)
+			hint("Start a second machine, or one with autostart, that answers what this one does not.").retry()
 	case problem != nil:
 		code, status := "PR03", http.StatusServiceUnavailable
 		if root.KindOf(problem) == root.Unavailable && strings.Contains(problem.Error(), "listens on") {
@@ -366,7 +367,7 @@ func (p *Proxy) noCandidate(x *exchange, table *route.Table, targets []route.Tar
 		}
 	}
 	return failf(http.StatusServiceUnavailable, "PR03", "no machine of app %s can answer: its %d with port %d %s", x.app, len(targets), x.port, "are "+strings.Join(states, ", ")).
-		hint("A machine that is stopped wakes for a request only with autostart; start one with: roost machine start -a %s", x.app).retry(5)
+		hint("A machine that is stopped wakes for a request only with autostart; start one with: roost machine start -a %s", x.app).retry()
 }
 
 // condition is a machine's state in words.
@@ -412,7 +413,7 @@ func wakeFailure(m *root.Machine, err error) *failure {
 		code = "PM08"
 	}
 	return failf(status, code, "machine %s could not be started: %s", m.ID, reasonOf(err)).
-		hint("See its log with: roost logs -a %s", m.App).retry(5).cause(err)
+		hint("See its log with: roost logs -a %s", m.App).retry().cause(err)
 }
 
 func reasonOf(err error) string {
@@ -431,10 +432,10 @@ func (p *Proxy) overdue(x *exchange, err error) *failure {
 	m := x.waitingFor.Machine
 	if m == nil {
 		if x.want.Only {
-			return failf(http.StatusServiceUnavailable, "PR03", "machine %s had no room for the request within %s", x.want.Instance, waited).retry(5)
+			return failf(http.StatusServiceUnavailable, "PR03", "machine %s had no room for the request within %s", x.want.Instance, waited).retry()
 		}
 		return failf(http.StatusServiceUnavailable, "PR03", "all machines of app %s are at their hard limit and none became free within %s", x.app, waited).
-			hint("Raise the hard limit or add machines.").retry(5)
+			hint("Raise the hard limit or add machines.").retry()
 	}
 	state := p.o.Live.State(m)
 	if state != root.StateStarted {
@@ -442,7 +443,7 @@ func (p *Proxy) overdue(x *exchange, err error) *failure {
 		if e := p.o.Live.Ended(m); e != "" {
 			f.Message += "; before, it " + e
 		}
-		return f.hint("See its log with: roost logs -a %s", m.App).retry(5)
+		return f.hint("See its log with: roost logs -a %s", m.App).retry()
 	}
 	port := x.waitingFor.Service.InternalPort
 	st := p.o.Health.Status(m.Spec.Instance, port)
@@ -453,7 +454,7 @@ func (p *Proxy) overdue(x *exchange, err error) *failure {
 	if e := p.o.Live.Ended(m); e != "" {
 		text += "; before, it " + e
 	}
-	return failf(http.StatusBadGateway, "PM05", "%s", text).hint("See its log with: roost logs -a %s", m.App).retry(5)
+	return failf(http.StatusBadGateway, "PM05", "%s", text).hint("See its log with: roost logs -a %s", m.App).retry()
 }
 
 // target sets where a request goes from the headers that steer routing (Fly

@@ -32,8 +32,11 @@ func (f *failure) hint(format string, args ...any) *failure {
 	return f
 }
 
-func (f *failure) retry(seconds int) *failure {
-	f.Retry = seconds
+// retryAfter is what clients are told to wait: most causes pass soon.
+const retryAfter = 5 // seconds
+
+func (f *failure) retry() *failure {
+	f.Retry = retryAfter
 	return f
 }
 

@@ -138,7 +138,7 @@ func (c *guardedConn) Read(p []byte) (int, error) {
 			return 0, io.EOF
 		}
 		if err := c.fill(); err != nil {
-			if err == io.EOF && len(c.buf) > 0 {
+			if errors.Is(err, io.EOF) && len(c.buf) > 0 {
 				c.mode = raw // half a head: net/http says what it is
 				continue
 			}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/textproto"
@@ -118,7 +119,7 @@ func (p *Proxy) exchange(w http.ResponseWriter, x *exchange) *failure {
 	resends := 0
 	for {
 		if x.attempts++; x.attempts > maxAttempts {
-			return failf(http.StatusServiceUnavailable, "PR03", "could not find a good candidate within %d attempts", maxAttempts).retry(5)
+			return failf(http.StatusServiceUnavailable, "PR03", "could not find a good candidate within %d attempts", maxAttempts).retry()
 		}
 		s, f := p.acquire(r.Context(), x)
 		if f != nil {
@@ -128,7 +129,7 @@ func (p *Proxy) exchange(w http.ResponseWriter, x *exchange) *failure {
 			return f
 		}
 		again, f := p.deliver(w, x, s, &resends)
-		if f != nil && p.mayFallBack(x, f) && p.fallBack(x, f) {
+		if f != nil && mayFallBack(f) && p.fallBack(x, f) {
 			continue
 		}
 		if !again || f != nil {
@@ -176,7 +177,8 @@ func (p *Proxy) deliver(w http.ResponseWriter, x *exchange, s *slot, resends *in
 	if v := resp.Header[replay.Header]; len(v) > 0 || isReplayJSON(resp.Header) {
 		return true, p.replay(x, s, resp)
 	}
-	return false, p.respond(w, x, resp)
+	p.respond(w, x, resp)
+	return false, nil
 }
 
 func (p *Proxy) outgoing(ctx context.Context, x *exchange, s *slot) *http.Request {
@@ -285,7 +287,7 @@ func idempotent(r *http.Request) bool {
 }
 
 // respond streams the machine's answer to the client.
-func (p *Proxy) respond(w http.ResponseWriter, x *exchange, resp *http.Response) *failure {
+func (p *Proxy) respond(w http.ResponseWriter, x *exchange, resp *http.Response) {
 	h := w.Header()
 	announced := len(resp.Trailer)
 	removeHop(resp.Header)
@@ -309,15 +311,12 @@ func (p *Proxy) respond(w http.ResponseWriter, x *exchange, resp *http.Response)
 		panic(http.ErrAbortHandler) // the client must see that it is not whole
 	}
 	if len(resp.Trailer) == announced {
-		for name, values := range resp.Trailer {
-			h[name] = values
-		}
-		return nil
+		maps.Copy(h, resp.Trailer)
+		return
 	}
 	for name, values := range resp.Trailer {
 		h[http.TrailerPrefix+name] = values
 	}
-	return nil
 }
 
 var buffers = sync.Pool{New: func() any { return new([32 << 10]byte) }}
@@ -359,7 +358,7 @@ func stream(w http.ResponseWriter, resp *http.Response) (total int64, err error)
 				}
 			}
 		}
-		if rerr == io.EOF {
+		if errors.Is(rerr, io.EOF) {
 			return total, nil
 		}
 		if rerr != nil {
@@ -460,7 +459,7 @@ func (p *Proxy) mayReplay(from, to root.AppName) *failure {
 }
 
 // mayFallBack reports whether f means that no connection was made.
-func (p *Proxy) mayFallBack(x *exchange, f *failure) bool {
+func mayFallBack(f *failure) bool {
 	return strings.HasPrefix(f.Code, "PC0") && f.Code != "PC03" && f.Code != "PC04"
 }
 

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"maps"
 	"net"
 	"net/http"
 	"net/textproto"
@@ -143,9 +144,7 @@ func (p *Proxy) requestHeader(x *exchange) http.Header {
 // responseHeader copies a machine's header to the client's.
 func (x *exchange) responseHeader(dst, src http.Header) {
 	clear(dst)
-	for name, values := range src {
-		dst[name] = values
-	}
+	maps.Copy(dst, src)
 	for _, name := range []string{"Fly-Replay", "Fly-Replay-Cache", "Fly-Replay-Cache-Ttl-Secs", "Fly-Replay-Cache-Allow-Bypass"} {
 		delete(dst, name)
 	}

@@ -61,10 +61,10 @@ type fakeMachine struct {
 
 type option func(*proxy.Options)
 
-func newWorld(t testing.TB, options ...option) *world {
-	t.Helper()
-	w := &world{t: t, catalog: catalog.New(root.NewSnapshot()), loads: &load.Table{}, machines: make(map[root.InstanceID]*fakeMachine)}
-	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+func newWorld(tb testing.TB, options ...option) *world {
+	tb.Helper()
+	w := &world{t: tb, catalog: catalog.New(root.NewSnapshot()), loads: &load.Table{}, machines: make(map[root.InstanceID]*fakeMachine)}
+	log := slog.New(slog.DiscardHandler)
 	dialer := &net.Dialer{}
 	w.health = health.New(health.Options{
 		Dial: dialer.DialContext, Inspector: w, Logger: log,
@@ -76,7 +76,7 @@ func newWorld(t testing.TB, options ...option) *world {
 	})
 	o := proxy.Options{
 		Domain: "localhost", Region: "loc", Catalog: w.catalog, Live: w, Waker: w, Health: w.health, Loads: w.loads,
-		Dial: dialer.DialContext, HoldTimeout: 10 * time.Second, HoldQueue: 1000, SpoolDir: t.TempDir(), Logger: log,
+		Dial: dialer.DialContext, HoldTimeout: 10 * time.Second, HoldQueue: 1000, SpoolDir: tb.TempDir(), Logger: log,
 		Access: func(r *proxy.Record) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
@@ -89,20 +89,20 @@ func newWorld(t testing.TB, options ...option) *world {
 	w.proxy = proxy.New(o)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	w.addr = l.Addr().String()
 	served := make(chan error, 1)
 	go func() { served <- w.proxy.Serve(proxy.Listener{Listener: l, Port: 80}) }()
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		w.thawAll()
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
 		if err := w.proxy.Shutdown(ctx); err != nil {
-			t.Errorf("shutdown: %v", err)
+			tb.Errorf("shutdown: %v", err)
 		}
 		if err := <-served; !errors.Is(err, http.ErrServerClosed) {
-			t.Errorf("serve: %v", err)
+			tb.Errorf("serve: %v", err)
 		}
 		w.health.Close()
 		w.mu.Lock()
@@ -315,13 +315,6 @@ func (f *fakeMachine) halt() {
 	if s != nil {
 		_ = s.Close()
 	}
-}
-
-func (f *fakeMachine) setState(s root.State) {
-	f.mu.Lock()
-	f.state = s
-	f.mu.Unlock()
-	f.w.proxy.Changed(f.record.App)
 }
 
 func (f *fakeMachine) woken() int {

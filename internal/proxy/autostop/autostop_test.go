@@ -3,7 +3,6 @@ package autostop
 import (
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"sync"
 	"testing"
@@ -85,10 +84,11 @@ type act struct {
 }
 
 func newRig(t *testing.T) *rig {
+	t.Helper()
 	r := &rig{snapshot: root.NewSnapshot(), states: make(map[root.MachineID]root.State), loads: &load.Table{}, begin: time.Now()}
 	r.loop = New(Options{
 		Catalog: r, State: r.state, Loads: r.loads, Stopper: r, Primary: "loc",
-		Quiet: func(root.InstanceID) {}, Changed: func(root.AppName) {}, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Quiet: func(root.InstanceID) {}, Changed: func(root.AppName) {}, Logger: slog.New(slog.DiscardHandler),
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)

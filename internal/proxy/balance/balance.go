@@ -36,11 +36,6 @@ type Candidate struct {
 
 func (c *Candidate) full() bool { return c.Hard > 0 && c.Load >= c.Hard }
 
-// startable reports whether a request may bring the machine back.
-func (c *Candidate) startable() bool {
-	return c.Autostart && (c.Readiness == Asleep || c.Readiness == Frozen)
-}
-
 // Want is what a request asks of the machine it goes to.
 type Want struct {
 	Local    root.Region               // the edge's own

@@ -8,6 +8,7 @@ package rawtest
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -109,6 +110,7 @@ var Cases = []Case{
 
 // Run sends every case to the edge at addr.
 func Run(t *testing.T, addr string) {
+	t.Helper()
 	for _, c := range Cases {
 		t.Run(c.Name, func(t *testing.T) {
 			got := c.run(t, addr)
@@ -127,7 +129,9 @@ func matches(got, want string) bool {
 }
 
 func (c *Case) run(t *testing.T, addr string) (answers []string) {
-	conn, err := net.Dial("tcp", addr)
+	t.Helper()
+	var d net.Dialer
+	conn, err := d.DialContext(t.Context(), "tcp", addr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -140,7 +144,7 @@ func (c *Case) run(t *testing.T, addr string) (answers []string) {
 	}
 	for r := bufio.NewReader(conn); ; {
 		if _, err := r.Peek(1); err != nil {
-			if err != io.EOF {
+			if !errors.Is(err, io.EOF) {
 				t.Errorf("the connection ended in: %v", err)
 			}
 			return answers
@@ -151,6 +155,7 @@ func (c *Case) run(t *testing.T, addr string) (answers []string) {
 			return answers
 		}
 		body, err := io.ReadAll(resp.Body)
+		_ = resp.Body.Close() // read to its end
 		if err != nil {
 			t.Errorf("answer %d: body: %v", len(answers)+1, err)
 		}
