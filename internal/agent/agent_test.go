@@ -759,3 +759,55 @@ func TestAccountOlderThanTheNews(t *testing.T) {
 		})
 	}
 }
+
+// A list of instances that was taken before a launch says nothing about it.
+func TestAccountFromBeforeTheLaunch(t *testing.T) {
+	h := newHost(t)
+	rec := h.machine(1, workerConfig(), true)
+	_, err := h.Launch(t.Context(), rec)
+	must(t, err)
+	h.get(rec.ID).settle(nil)
+	_, err = h.get(rec.ID).do(t.Context(), func(_ context.Context, m *machine) error {
+		if m.st.State != root.StateStarted || !m.inst.staged || m.inst.running != 1 {
+			t.Errorf("got state %s, staged %v, running %d; want started, true, 1", m.st.State, m.inst.staged, m.inst.running)
+		}
+		return nil
+	})
+	must(t, err)
+}
+
+// Control died in the middle of an update: the old version serves on, nothing
+// of the new one is left.
+func TestTakeOverUpdate(t *testing.T) {
+	h := newHost(t) // nothing listens: the update waits
+	m := h.machine(1, webConfig(), true)
+	_, err := h.Launch(t.Context(), m)
+	must(t, err)
+	n, commit := h.next(m, webConfig(), true)
+	n.Spec.Image.Digest = "sha256:2"
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		if _, err := h.Replace(context.WithoutCancel(t.Context()), n, commit); err == nil {
+			t.Error("the update succeeded")
+		}
+	}()
+	h.eventually("both versions", func() bool { return h.sup.count() == 2 })
+	h.kill()
+	<-gone
+	h.begin()
+	h.eventually("the new version to go", func() bool { return h.sup.count() == 1 })
+	i, err := h.options.Supervisor.Instance(t.Context(), m.Spec.Instance)
+	must(t, err)
+	if i.Phase != orders.PhaseStarted || i.Running.Number != 1 {
+		t.Errorf("the old version was touched: %+v", i)
+	}
+	h.eventually("the new image to be released", func() bool {
+		h.images.mu.Lock()
+		defer h.images.mu.Unlock()
+		return slices.Equal(h.images.protected["machine/"+string(m.ID)], []root.Digest{"sha256:1"})
+	})
+	_, err = h.Destroy(t.Context(), m.ID)
+	must(t, err)
+	h.nothingLeft()
+}

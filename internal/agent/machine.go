@@ -228,6 +228,7 @@ func (m *machine) execute(ctx context.Context, c *command) {
 	m.mu.Unlock()
 	c.err = root.Errorf(root.Internal, "the machine's goroutine panicked")
 	m.guard(ctx, func() {
+		m.listen() // what came before the command counts before it
 		c.err = c.f(ctx, m)
 		if ctx.Err() != nil && c.err != nil {
 			c.err = fmt.Errorf("%w (%w)", context.Cause(ctx), c.err)

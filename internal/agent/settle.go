@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"slices"
 	"time"
 
@@ -21,6 +22,17 @@ func (m *machine) settled(account *orders.Instance) {
 	if m.rec.Spec.Destroy != nil || m.st.State == root.StateDestroying {
 		m.wantGone, m.inst.running = true, 0
 		return
+	}
+	if account == nil && m.inst.staged {
+		// Known once: it is gone, or was made after the list was taken.
+		ctx, cancel := context.WithTimeout(m.a.ctx, newsTimeout)
+		defer cancel()
+		now, err := m.a.o.Supervisor.Instance(ctx, m.inst.id())
+		if err == nil {
+			account = &now
+		} else if !root.IsKind(err, root.NotFound) {
+			return // the supervisor has gone again: its return settles it
+		}
 	}
 	if account == nil {
 		m.inst.staged, m.inst.running, m.inst.next = false, 0, false

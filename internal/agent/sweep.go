@@ -35,6 +35,8 @@ func (a *Agent) sweep(ctx context.Context, instances map[root.InstanceID]*orders
 			if err := a.o.Supervisor.Remove(ctx, id); err != nil {
 				errs = append(errs, err)
 				stuck[id] = true // its files are in use
+			} else if m := a.get(instances[id].Machine); m != nil {
+				errs = append(errs, a.release(ctx, m.rec))
 			}
 			delete(instances, id)
 		}
@@ -66,6 +68,13 @@ func (a *Agent) sweep(ctx context.Context, instances map[root.InstanceID]*orders
 	if err := errors.Join(errs...); err != nil {
 		a.log.Warn("remains of former machines could not be removed", "err", err)
 	}
+}
+
+// release gives up what a machine kept for a version that is gone.
+func (a *Agent) release(ctx context.Context, rec *root.Machine) error {
+	err := a.protect(ctx, rec.ID, rec.Spec.Image.Digest)
+	_, e := a.o.Store.ReleaseAddresses(ctx, rec.ID)
+	return errors.Join(err, e)
 }
 
 func (a *Agent) sweepFiles(ctx context.Context, owned, stuck map[root.InstanceID]bool) error {
