@@ -44,7 +44,7 @@ type host struct {
 
 func newHost(t *testing.T) *host {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "edge") // short: a socket's path has 107 bytes
+	dir, err := os.MkdirTemp("", "edge") //nolint:usetesting // short: a socket's path has 107 bytes
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +75,8 @@ func newHost(t *testing.T) *host {
 }
 
 func (h *host) tcp(kind orders.ListenerKind) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	var c net.ListenConfig
+	l, err := c.Listen(h.t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -218,7 +219,8 @@ func (h *host) startControl() (stop func()) {
 
 // addMachine makes a machine of app shop, an HTTP server that the test runs.
 func (h *host) addMachine(service root.Service, state root.State, phase orders.Phase) *root.Machine {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	var c net.ListenConfig
+	l, err := c.Listen(h.t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		h.t.Fatal(err)
 	}

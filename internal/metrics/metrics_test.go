@@ -1,6 +1,7 @@
 package metrics
 
 import (
+	"net/http"
 	"net/http/httptest"
 	"regexp"
 	"strings"
@@ -16,7 +17,7 @@ func TestEdge(t *testing.T) {
 	e.Woke("thawed", time.Millisecond)
 	e.Stopped("suspend")
 	w := httptest.NewRecorder()
-	e.Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	e.Handler().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", nil))
 	body := w.Body.String()
 	for _, want := range []string{
 		`roost_edge_requests_total{class="2xx"} 1`, `roost_edge_requests_total{class="5xx"} 1`, `roost_edge_requests_total{class="other"} 1`,

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"testing"
 
@@ -18,11 +17,7 @@ func BenchmarkRequest(b *testing.B) {
 	w := newWorld(b, func(o *proxy.Options) { o.Access = func(*proxy.Record) {} })
 	text := string(make([]byte, 1024))
 	w.machine("shop", root.StateStarted, answer(text))
-	c, err := net.Dial("tcp", w.addr)
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer c.Close()
+	c := w.dial()
 	r := bufio.NewReader(c)
 	b.ReportAllocs()
 	for b.Loop() {
@@ -40,11 +35,7 @@ func BenchmarkReplay(b *testing.B) {
 	issuer := w.machine("shop", root.StateStarted, func(rw http.ResponseWriter, _ *http.Request) {
 		rw.Header().Set("Fly-Replay", "instance="+string(target.record.ID))
 	})
-	c, err := net.Dial("tcp", w.addr)
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer c.Close()
+	c := w.dial()
 	r := bufio.NewReader(c)
 	head := fmt.Sprintf("GET / HTTP/1.1\r\nHost: shop.localhost\r\nFly-Force-Instance-Id: %s\r\n\r\n", issuer.record.ID)
 	b.ReportAllocs()
@@ -60,11 +51,7 @@ func BenchmarkReplay(b *testing.B) {
 func BenchmarkWake(b *testing.B) {
 	w := newWorld(b, func(o *proxy.Options) { o.Access = func(*proxy.Record) {} })
 	m := w.machine("shop", root.StateSuspended, answer("hello"))
-	c, err := net.Dial("tcp", w.addr)
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer c.Close()
+	c := w.dial()
 	r := bufio.NewReader(c)
 	for b.Loop() {
 		if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: shop.localhost\r\n\r\n"); err != nil {
@@ -83,6 +70,7 @@ func discard(b *testing.B, r *bufio.Reader) {
 	if err != nil {
 		b.Fatal(err)
 	}
+	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
 		b.Fatal(resp.Status)
 	}

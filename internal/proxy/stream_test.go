@@ -93,7 +93,7 @@ func TestStreaming(t *testing.T) {
 					<-next
 				}
 			})
-			r, _ := http.NewRequest(http.MethodGet, "http://shop.localhost/", nil)
+			r, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://shop.localhost/", nil)
 			resp, err := w.client().Do(r)
 			if err != nil {
 				t.Fatal(err)
@@ -124,8 +124,8 @@ func TestDuplex(t *testing.T) {
 		}
 	})
 	pr, pw := io.Pipe()
-	defer pw.Close()
-	r, _ := http.NewRequest(http.MethodPost, "http://shop.localhost/", pr)
+	defer func() { _ = pw.Close() }()
+	r, _ := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://shop.localhost/", pr)
 	type result struct {
 		resp *http.Response
 		err  error
@@ -135,16 +135,16 @@ func TestDuplex(t *testing.T) {
 		resp, err := w.client().Do(r)
 		got <- result{resp, err}
 	}()
-	fmt.Fprintln(pw, "one")
+	_, _ = fmt.Fprintln(pw, "one")
 	res := <-got
 	if res.err != nil {
 		t.Fatal(res.err)
 	}
-	defer res.resp.Body.Close()
+	defer func() { _ = res.resp.Body.Close() }()
 	lines := bufio.NewReader(res.resp.Body)
 	for _, word := range []string{"one", "two", "three"} {
 		if word != "one" {
-			fmt.Fprintln(pw, word)
+			_, _ = fmt.Fprintln(pw, word)
 		}
 		if l, err := lines.ReadString('\n'); l != word+"\n" {
 			t.Fatalf("got %q, %v, want %s", l, err, word)
@@ -175,7 +175,8 @@ func TestBroken(t *testing.T) {
 		_ = http.NewResponseController(rw).Flush()
 		panic(http.ErrAbortHandler)
 	})
-	resp, err := w.client().Get("http://shop.localhost/")
+	r, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://shop.localhost/", nil)
+	resp, err := w.client().Do(r)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -210,12 +211,9 @@ func TestExpectContinue(t *testing.T) {
 		fmt.Fprintf(rw, "%d", len(data))
 	})
 	for path, want := range map[string][]string{"/take": {"100", "200"}, "/refuse": {"403"}} {
-		conn, err := net.Dial("tcp", w.addr)
-		if err != nil {
-			t.Fatal(err)
-		}
+		conn := w.dial()
 		_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
-		fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: shop.localhost\r\nContent-Length: 5\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n", path)
+		_, _ = fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: shop.localhost\r\nContent-Length: 5\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n", path)
 		r := bufio.NewReader(conn)
 		for _, status := range want {
 			resp, err := http.ReadResponse(r, nil)
@@ -281,11 +279,7 @@ func TestUpgrade(t *testing.T) {
 		t.Run(string(state), func(t *testing.T) {
 			w := newWorld(t)
 			m := w.machine("shop", state, upgrader)
-			c, err := net.Dial("tcp", w.addr)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer c.Close()
+			c := w.dial()
 			_ = c.SetDeadline(time.Now().Add(5 * time.Second))
 			if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: shop.localhost\r\nConnection: upgrade\r\nUpgrade: lines\r\n\r\nearly\n"); err != nil {
 				t.Fatal(err)
@@ -301,7 +295,7 @@ func TestUpgrade(t *testing.T) {
 			if n := w.loads.Unit(m.record.Spec.Instance).Counts(); n.InFlight != 1 || n.Upgrades != 1 {
 				t.Errorf("load: got %+v, want one upgrade", n)
 			}
-			fmt.Fprint(c, "later\n")
+			_, _ = fmt.Fprint(c, "later\n")
 			if l, err := r.ReadString('\n'); l != "later\n" {
 				t.Errorf("got %q, %v, want later", l, err)
 			}
@@ -332,8 +326,8 @@ func TestWebSocket(t *testing.T) {
 			return
 		}
 		for {
-			kind, data, err := c.Read(context.Background())
-			if err != nil || c.Write(context.Background(), kind, data) != nil {
+			kind, data, err := c.Read(t.Context())
+			if err != nil || c.Write(t.Context(), kind, data) != nil {
 				return
 			}
 		}
@@ -347,7 +341,7 @@ func TestWebSocket(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.CloseNow()
+	defer func() { _ = c.CloseNow() }()
 	if err := c.Write(ctx, websocket.MessageText, []byte("hello")); err != nil {
 		t.Fatal(err)
 	}
@@ -380,7 +374,8 @@ func TestDrain(t *testing.T) {
 	drained := make(chan error, 1)
 	go func() { drained <- w.proxy.Shutdown(t.Context()) }()
 	w.until("the listener is closed", func() bool {
-		c, err := net.Dial("tcp", w.addr)
+		var d net.Dialer
+		c, err := d.DialContext(t.Context(), "tcp", w.addr)
 		if err == nil {
 			_ = c.Close()
 		}

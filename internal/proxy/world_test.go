@@ -87,7 +87,7 @@ func newWorld(tb testing.TB, options ...option) *world {
 		f(&o)
 	}
 	w.proxy = proxy.New(o)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := listen(tb, "127.0.0.1:0")
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -135,7 +135,7 @@ func (w *world) machine(app root.AppName, state root.State, h http.HandlerFunc, 
 	w.t.Helper()
 	n := lastMachine.Add(1)
 	// An address of its own, so that its port is free while it sleeps.
-	l, err := net.Listen("tcp", fmt.Sprintf("127.%d.%d.%d:0", 16+n>>16&63, n>>8&255, n&255))
+	l, err := listen(w.t, fmt.Sprintf("127.%d.%d.%d:0", 16+n>>16&63, n>>8&255, n&255))
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -250,7 +250,7 @@ func (f *fakeMachine) listen(after time.Duration) {
 	})}
 	f.server = s
 	begin := func() {
-		l, err := net.Listen("tcp", net.JoinHostPort(f.record.Spec.Address.IPv4, strconv.Itoa(f.record.Spec.Config.Services[0].InternalPort)))
+		l, err := listen(f.w.t, net.JoinHostPort(f.record.Spec.Address.IPv4, strconv.Itoa(f.record.Spec.Config.Services[0].InternalPort)))
 		if err != nil {
 			f.w.t.Errorf("fake machine: %v", err)
 			return
@@ -356,14 +356,14 @@ func (w *world) client() *http.Client {
 }
 
 // get asks the proxy; edit may change the request.
-func (w *world) get(path string, edit ...func(*http.Request)) (*http.Response, string) {
+func (w *world) get(path string, edit ...func(*http.Request)) (reply, string) {
 	w.t.Helper()
 	return w.do(w.client(), http.MethodGet, path, nil, edit...)
 }
 
-func (w *world) do(c *http.Client, method, path string, body io.Reader, edit ...func(*http.Request)) (*http.Response, string) {
+func (w *world) do(c *http.Client, method, path string, body io.Reader, edit ...func(*http.Request)) (reply, string) {
 	w.t.Helper()
-	r, err := http.NewRequest(method, "http://shop.localhost"+path, body)
+	r, err := http.NewRequestWithContext(w.t.Context(), method, "http://shop.localhost"+path, body)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -373,14 +373,41 @@ func (w *world) do(c *http.Client, method, path string, body io.Reader, edit ...
 	resp, err := c.Do(r)
 	if err != nil {
 		w.t.Errorf("%s %s: %v", method, path, err)
-		return &http.Response{Header: http.Header{}}, ""
+		return reply{Header: http.Header{}}, ""
 	}
 	defer resp.Body.Close()
 	data, err := io.ReadAll(resp.Body)
 	if err != nil {
 		w.t.Errorf("%s %s: body: %v", method, path, err)
 	}
-	return resp, string(data)
+	return reply{resp.StatusCode, resp.Header, resp.Trailer, resp.ContentLength, resp.Close}, string(data)
+}
+
+// reply is a response whose body was read.
+type reply struct {
+	StatusCode      int
+	Header, Trailer http.Header
+	ContentLength   int64
+	Close           bool
+}
+
+// listen listens on a TCP address.
+func listen(tb testing.TB, addr string) (net.Listener, error) {
+	tb.Helper()
+	var c net.ListenConfig
+	return c.Listen(tb.Context(), "tcp", addr)
+}
+
+// dial connects to the proxy.
+func (w *world) dial() net.Conn {
+	w.t.Helper()
+	var d net.Dialer
+	c, err := d.DialContext(w.t.Context(), "tcp", w.addr)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() { _ = c.Close() })
+	return c
 }
 
 func header(name, value string) func(*http.Request) {
