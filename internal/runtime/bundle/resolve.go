@@ -145,7 +145,7 @@ func (t *tree) checkCommand(command, dir, search string) error {
 		return err
 	}
 	var denied error
-	for _, p := range strings.Split(search, ":") {
+	for p := range strings.SplitSeq(search, ":") {
 		err := t.checkProgram(command, path.Join(absolute(p, dir), command))
 		if err == nil {
 			return nil

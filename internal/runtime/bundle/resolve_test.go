@@ -16,7 +16,7 @@ import (
 
 // rootfs makes a root file system: a name ending in / is a directory, content
 // beginning with "->" a link, a name beginning with + executable.
-func rootfs(t testing.TB, files map[string]string) string {
+func rootfs(t *testing.T, files map[string]string) string {
 	t.Helper()
 	dir := t.TempDir()
 	for name, content := range files {
@@ -45,7 +45,8 @@ func rootfs(t testing.TB, files map[string]string) string {
 }
 
 // debian is as much of an image as the tests need.
-func debian(t testing.TB) string {
+func debian(t *testing.T) string {
+	t.Helper()
 	return rootfs(t, map[string]string{
 		"bin":            "->usr/bin",
 		"+usr/bin/sh":    "\x7fELF",

@@ -61,7 +61,7 @@ func detect(mountinfo io.Reader) (layout, error) {
 				continue
 			}
 			l.mounts = append(l.mounts, point)
-			for _, option := range strings.Split(f[2], ",") {
+			for option := range strings.SplitSeq(f[2], ",") {
 				if l.controllers[option] == "" {
 					l.controllers[option] = point
 				}

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -52,11 +53,11 @@ func newParent(t *testing.T) (*Parent, string) {
 func join(t *testing.T, p *Parent, id string, args ...string) *exec.Cmd {
 	t.Helper()
 	// The shell moves itself, so that what it runs is inside from its start.
-	script := ""
+	var script strings.Builder
 	for _, dir := range dirs(p, id) {
-		script += "echo $$ > " + filepath.Join(dir, "cgroup.procs") + " || exit 9; "
+		script.WriteString("echo $$ > " + filepath.Join(dir, "cgroup.procs") + " || exit 9; ")
 	}
-	cmd := exec.CommandContext(t.Context(), "/bin/sh", append([]string{"-c", script + `exec "$@"`, "sh"}, args...)...)
+	cmd := exec.CommandContext(t.Context(), "/bin/sh", append([]string{"-c", script.String() + `exec "$@"`, "sh"}, args...)...)
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

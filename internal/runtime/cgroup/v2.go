@@ -51,7 +51,7 @@ func lend(dir string) error {
 	if err != nil {
 		return err
 	}
-	for _, c := range strings.Fields(has) {
+	for c := range strings.FieldsSeq(has) {
 		if contains(lent, c) {
 			continue
 		}

@@ -34,33 +34,33 @@ func TestDriver(t *testing.T) {
 var parents atomic.Int64
 
 // newDriver makes a driver with state and a control group of its own.
-func newDriver(t testing.TB) *Driver {
-	t.Helper()
+func newDriver(tb testing.TB) *Driver {
+	tb.Helper()
 	if os.Getuid() != 0 {
-		t.Fatal("this test needs root: it runs containers")
+		tb.Fatal("this test needs root: it runs containers")
 	}
 	d := New(Options{
 		Binary:       os.Getenv("ROOST_TEST_RUNTIME"),
-		Root:         filepath.Join(t.TempDir(), "state"),
+		Root:         filepath.Join(tb.TempDir(), "state"),
 		CgroupParent: fmt.Sprintf("/roost-test-%d-%d", os.Getpid(), parents.Add(1)),
 	})
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		cg, err := d.Cgroup()
 		if err != nil {
-			t.Error(err)
+			tb.Error(err)
 			return
 		}
-		list, err := d.List(context.WithoutCancel(t.Context()))
+		list, err := d.List(context.WithoutCancel(tb.Context()))
 		if err != nil {
-			t.Error(err)
+			tb.Error(err)
 		}
 		for _, c := range list {
-			if err := d.Delete(context.WithoutCancel(t.Context()), c.ID, true); err != nil {
-				t.Error(err)
+			if err := d.Delete(context.WithoutCancel(tb.Context()), c.ID, true); err != nil {
+				tb.Error(err)
 			}
 		}
 		if err := cg.Remove(); err != nil {
-			t.Error(err)
+			tb.Error(err)
 		}
 	})
 	return d
@@ -77,20 +77,20 @@ func newFixture(t *testing.T) runtimetest.Fixture {
 
 var ids atomic.Int64
 
-func newBundle(t testing.TB, d *Driver, rootfs string, args []string, memory, swap root.Bytes) runtime.Container {
-	t.Helper()
+func newBundle(tb testing.TB, d *Driver, rootfs string, args []string, memory, swap root.Bytes) runtime.Container {
+	tb.Helper()
 	cg, err := d.Cgroup()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	c := runtime.Container{ID: fmt.Sprintf("c%d", ids.Add(1)), Bundle: t.TempDir()}
+	c := runtime.Container{ID: fmt.Sprintf("c%d", ids.Add(1)), Bundle: tb.TempDir()}
 	err = bundle.Write(c.Bundle, bundle.Spec{
 		Container: c.ID, Hostname: "machine", CgroupPath: cg.Path(c.ID), Rootfs: rootfs,
 		Image:  ocispec.ImageConfig{Cmd: args, Env: []string{"FROM_BUNDLE=1"}},
 		Memory: memory, Swap: swap, CPUShares: 64, Init: "/usr/bin/tini-static",
 	})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return c
 }
@@ -100,11 +100,11 @@ func execOf(out *os.File, args []string) runtime.Exec {
 }
 
 // newNamespace makes a network namespace, as each machine has one.
-func newNamespace(t testing.TB) string {
-	t.Helper()
-	file := filepath.Join(t.TempDir(), "netns")
+func newNamespace(tb testing.TB) string {
+	tb.Helper()
+	file := filepath.Join(tb.TempDir(), "netns")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	done := make(chan error)
 	go func() {
@@ -116,11 +116,11 @@ func newNamespace(t testing.TB) string {
 		done <- err
 	}()
 	if err := <-done; err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		if err := unix.Unmount(file, unix.MNT_DETACH); err != nil {
-			t.Error(err)
+			tb.Error(err)
 		}
 	})
 	return file

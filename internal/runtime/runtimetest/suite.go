@@ -35,30 +35,30 @@ type Fixture struct {
 
 // Payload builds the program that the suite's containers run, or takes the
 // one that ROOST_TEST_PAYLOAD names, for hosts without Go.
-func Payload(t testing.TB) string {
-	t.Helper()
+func Payload(tb testing.TB) string {
+	tb.Helper()
 	if path := os.Getenv("ROOST_TEST_PAYLOAD"); path != "" {
 		return path
 	}
-	path := filepath.Join(t.TempDir(), "payload")
-	cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-o", path, "github.com/roost-run/roost/internal/runtime/runtimetest/payload")
+	path := filepath.Join(tb.TempDir(), "payload")
+	cmd := exec.CommandContext(tb.Context(), "go", "build", "-trimpath", "-o", path, "github.com/roost-run/roost/internal/runtime/runtimetest/payload")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build the payload: %v\n%s", err, out)
+		tb.Fatalf("build the payload: %v\n%s", err, out)
 	}
 	return path
 }
 
 // Rootfs makes a root file system with nothing but /payload.
-func Rootfs(t testing.TB, payload string) string {
-	t.Helper()
-	dir := t.TempDir()
+func Rootfs(tb testing.TB, payload string) string {
+	tb.Helper()
+	dir := tb.TempDir()
 	data, err := os.ReadFile(payload)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	if err := os.WriteFile(filepath.Join(dir, "payload"), data, 0o755); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return dir
 }

@@ -285,7 +285,8 @@ func removeZRAM(device string) error {
 // loadModule starts modprobe(8) through go-runc's monitor: whoever reaps all
 // of the process's children has replaced it.
 func loadModule(name string, options ...string) error {
-	cmd := exec.CommandContext(context.Background(), "modprobe", append([]string{"-q", name}, options...)...) //nolint:contextcheck // start-up: modprobe does not hang
+	// Without a limit: it is start-up, and modprobe does not hang.
+	cmd := exec.CommandContext(context.Background(), "modprobe", append([]string{"-q", name}, options...)...)
 	exit, err := gorunc.Monitor.Start(cmd)
 	if err != nil {
 		return err

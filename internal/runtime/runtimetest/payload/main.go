@@ -49,7 +49,7 @@ func main() {
 		check(err)
 		fmt.Println("ready")
 		for i := 1; ; i++ {
-			_, err := f.WriteAt([]byte(fmt.Sprintf("%020d", i)), 0)
+			_, err := f.WriteAt(fmt.Appendf(nil, "%020d", i), 0)
 			check(err)
 			<-time.After(200 * time.Microsecond)
 		}
