@@ -1,6 +1,7 @@
 package runc
 
 import (
+	"errors"
 	"os"
 	"strconv"
 	"strings"
@@ -77,10 +78,27 @@ func TestExecTerminal(t *testing.T) {
 	ask("size 40 100")
 	resize(50, 120)
 	ask("size 50 120")
-	if _, err := master.WriteString("\x04"); err != nil { // end of input
-		t.Fatal(err)
-	}
-	if err := <-done; err != nil {
-		t.Error(err)
+	// End of input, until it is heeded; what is still printed has to be read.
+	for end := time.Now().Add(30 * time.Second); ; {
+		if _, err := master.WriteString("\x04"); err != nil {
+			t.Fatal(err)
+		}
+		if err := master.SetReadDeadline(time.Now().Add(50 * time.Millisecond)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := master.Read(make([]byte, 256)); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatal(err)
+		}
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Error(err)
+			}
+			return
+		default:
+		}
+		if time.Now().After(end) {
+			t.Fatalf("the command did not end; it printed %q", seen.String())
+		}
 	}
 }
