@@ -1,6 +1,9 @@
 package roost
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // Service is a port of a machine that the proxy serves.
 type Service struct {
@@ -31,12 +34,7 @@ func (p Port) Covers(port int) bool {
 
 // HasHandler reports whether the port lists the handler.
 func (p Port) HasHandler(name string) bool {
-	for _, h := range p.Handlers {
-		if h == name {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(p.Handlers, name)
 }
 
 // Concurrency is how load on a service counts.

@@ -2,6 +2,7 @@ package roost
 
 import (
 	"iter"
+	"maps"
 	"reflect"
 	"slices"
 	"strings"
@@ -289,9 +290,7 @@ func (m *shardMap[K, V]) copyShard(key K, room int) map[K]V {
 		m.shards = &next
 	}
 	shard := make(map[K]V, len(m.shards[i])+room)
-	for k, v := range m.shards[i] {
-		shard[k] = v
-	}
+	maps.Copy(shard, m.shards[i])
 	m.shards[i] = shard
 	if m.own != nil {
 		m.own.array, m.own.shards[i] = true, true

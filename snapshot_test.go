@@ -2,6 +2,7 @@ package roost_test
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -21,15 +22,9 @@ type model struct {
 
 func (m model) with(changes ...root.Change) model {
 	n := model{map[root.AppName]*root.App{}, map[root.MachineID]*root.Machine{}, map[root.HostID]*root.Host{}}
-	for k, v := range m.apps {
-		n.apps[k] = v
-	}
-	for k, v := range m.machines {
-		n.machines[k] = v
-	}
-	for k, v := range m.hosts {
-		n.hosts[k] = v
-	}
+	maps.Copy(n.apps, m.apps)
+	maps.Copy(n.machines, m.machines)
+	maps.Copy(n.hosts, m.hosts)
 	for _, c := range changes {
 		switch {
 		case c.App != nil:

@@ -99,7 +99,7 @@ func (in *Instance) Serve(ctx context.Context) error {
 		"server", "--data", in.data(), "--run", in.Run(), "--listen", in.Edge + "=80",
 		"--api", strings.TrimPrefix(in.API, "http://"), "--config", os.DevNull,
 	}, in.settings...)
-	in.cmd = exec.Command(in.Binary, args...) //nolint:noctx // outlives the step that starts it; Close ends it
+	in.cmd = exec.Command(in.Binary, args...)
 	in.cmd.Stdout, in.cmd.Stderr = in.log, in.log
 	in.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	in.cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "ROOST_") })
@@ -269,7 +269,7 @@ func (in *Instance) Marks() []string { return []string{in.Dir, filepath.Base(in.
 
 // freePort finds a loopback port nobody listens on.
 func freePort() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // closed at once
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return "", err
 	}

@@ -297,12 +297,12 @@ func TestPermissionTable(t *testing.T) {
 	for p := range Permissions() {
 		fmt.Fprintf(&b, "%-17s", p)
 		for _, a := range actors {
-			cell := ""
+			var cell strings.Builder
 			for i, target := range targets {
 				err := a.a.Allow(p, target.org, target.app, target.machine)
 				switch {
 				case err == nil:
-					cell += letters[i : i+1]
+					cell.WriteString(letters[i : i+1])
 					if !a.a.Can(p) {
 						t.Errorf("%s may %s to %s, but Can says no", a.name, p, target.name)
 					}
@@ -310,7 +310,7 @@ func TestPermissionTable(t *testing.T) {
 					t.Errorf("%s, %s, %s: got %v, want kind forbidden", a.name, p, target.name, err)
 				}
 			}
-			fmt.Fprintf(&b, " %-8s", orDash(cell))
+			fmt.Fprintf(&b, " %-8s", orDash(cell.String()))
 		}
 		b.WriteString("\n")
 	}

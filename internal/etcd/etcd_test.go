@@ -373,7 +373,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 		stacks := make([]byte, 4<<20)
 		stacks = stacks[:runtime.Stack(stacks, true)]
 		var left []string
-		for _, g := range strings.Split(string(stacks), "\n\n") {
+		for g := range strings.SplitSeq(string(stacks), "\n\n") {
 			if strings.Contains(g, "go.etcd.io/etcd/server") || strings.Contains(g, "etcd.(*Member)") {
 				left = append(left, g)
 			}

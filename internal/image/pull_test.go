@@ -71,7 +71,7 @@ func (h hub) push(tb testing.TB, repo string, imgs ...imagetest.Image) {
 			if d == b.Manifest.Digest {
 				continue
 			}
-			resp, err := h.Client().Post(h.URL+"/v2/"+repo+"/blobs/uploads/", "", nil) //nolint:noctx // a test server
+			resp, err := h.Client().Post(h.URL+"/v2/"+repo+"/blobs/uploads/", "", nil)
 			if err != nil {
 				tb.Fatal(err)
 			}

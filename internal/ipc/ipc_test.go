@@ -53,7 +53,7 @@ func TestCall(t *testing.T) {
 		if q.Text == "" {
 			return answer{}, &root.Error{Kind: root.Conflict, Code: "name_taken", Message: "say something"}
 		}
-		return answer{q.Text}, nil
+		return answer(q), nil
 	}))
 	c := serve(t, mux)
 	var a answer
@@ -114,7 +114,7 @@ func TestFiles(t *testing.T) {
 		if _, err := io.WriteString(files[0], "written by the other side"); err != nil {
 			t.Error(err)
 		}
-		if err := conn.Send(answer{q.Text}); err != nil {
+		if err := conn.Send(answer(q)); err != nil {
 			t.Error(err)
 		}
 	})

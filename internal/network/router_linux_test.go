@@ -560,7 +560,7 @@ func TestProblems(t *testing.T) {
 	c, err := nftables.New(nftables.WithNetNSFd(int(w.host.Fd())))
 	must(t, err)
 	filter := c.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: "filter"})
-	forward := c.AddChain(&nftables.Chain{Table: filter, Name: "FORWARD", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Policy: policy(nftables.ChainPolicyDrop)})
+	forward := c.AddChain(&nftables.Chain{Table: filter, Name: "FORWARD", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Policy: new(nftables.ChainPolicyDrop)})
 	must(t, c.Flush())
 	if got := problems(); len(got) != 1 || !strings.Contains(got[0].Mend, "ufw route allow") || !strings.Contains(got[0].What, "ip filter FORWARD") {
 		t.Errorf("problems with a FORWARD that drops: got %v, want it, and a mend for ufw", got)
@@ -571,7 +571,7 @@ func TestProblems(t *testing.T) {
 		t.Errorf("problems with Docker: got %v, want a mend in DOCKER-USER", got)
 	}
 	accepting := *forward
-	accepting.Policy = policy(nftables.ChainPolicyAccept)
+	accepting.Policy = new(nftables.ChainPolicyAccept)
 	c.AddChain(&accepting)
 	must(t, c.Flush())
 	if got := problems(); len(got) > 0 {

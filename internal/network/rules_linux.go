@@ -97,8 +97,6 @@ func addChain(c *nftables.Conn, chain *nftables.Chain, rules ...[]expr.Any) {
 	}
 }
 
-func policy(p nftables.ChainPolicy) *nftables.ChainPolicy { return &p }
-
 // routerRules writes the table of the router namespace, whose rules are the
 // same for none and for ten thousand machines.
 func routerRules(c *nftables.Conn) (sets, error) {
@@ -114,7 +112,7 @@ func routerRules(c *nftables.Conn) (sets, error) {
 	// local packets are for neighbour discovery alone. TCP within the private
 	// network and DNS are not tracked: their rules need no memory, and a full
 	// table of connections then cannot stop the edge.
-	addChain(c, &nftables.Chain{Table: t, Name: "prerouting", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw, Policy: policy(nftables.ChainPolicyAccept)},
+	addChain(c, &nftables.Chain{Table: t, Name: "prerouting", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw, Policy: new(nftables.ChainPolicyAccept)},
 		rule(iif("lo"), accept()),
 		rule(iif(uplink), accept()),
 		rule(source("fe80::/10"), proto(unix.IPPROTO_ICMPV6), accept()),
@@ -126,7 +124,7 @@ func routerRules(c *nftables.Conn) (sets, error) {
 		rule(destination(GatewayIPv4+"/32"), port(unix.IPPROTO_UDP, 53), notrack()),
 		rule(destination(DNSIPv6+"/128"), port(unix.IPPROTO_UDP, 53), notrack()),
 	)
-	addChain(c, &nftables.Chain{Table: t, Name: "output", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityRaw, Policy: policy(nftables.ChainPolicyAccept)},
+	addChain(c, &nftables.Chain{Table: t, Name: "output", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityRaw, Policy: new(nftables.ChainPolicyAccept)},
 		rule(notOif(uplink), proto(unix.IPPROTO_TCP), notrack()),
 		rule(notOif(uplink), fromPort(unix.IPPROTO_UDP, 53), notrack()),
 	)
@@ -149,7 +147,7 @@ func routerRules(c *nftables.Conn) (sets, error) {
 			rule(destination(to), port(unix.IPPROTO_TCP, 53), accept()),
 			rule(destination(to), port(unix.IPPROTO_TCP, 4280), accept()))
 	}
-	addChain(c, &nftables.Chain{Table: t, Name: "input", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter, Policy: policy(nftables.ChainPolicyDrop)}, api...)
+	addChain(c, &nftables.Chain{Table: t, Name: "input", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter, Policy: new(nftables.ChainPolicyDrop)}, api...)
 
 	// Out of the host.
 	egress := &nftables.Chain{Table: t, Name: "egress"}
@@ -183,7 +181,7 @@ func routerRules(c *nftables.Conn) (sets, error) {
 		rule(accept()),
 	)
 
-	addChain(c, &nftables.Chain{Table: t, Name: "forward", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Policy: policy(nftables.ChainPolicyDrop)},
+	addChain(c, &nftables.Chain{Table: t, Name: "forward", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Policy: new(nftables.ChainPolicyDrop)},
 		rule(iif(uplink), known(), accept()),
 		rule(iif(uplink), drop()),
 		rule(oif(uplink), jump(egress.Name)),
@@ -194,7 +192,7 @@ func routerRules(c *nftables.Conn) (sets, error) {
 		}),
 		rule(match{meta(expr.MetaKeyMARK, regMark), meta(expr.MetaKeyOIFNAME, regBehind), in(s.members, regMark)}, jump(private.Name)),
 	)
-	addChain(c, &nftables.Chain{Table: t, Name: "postrouting", Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource, Policy: policy(nftables.ChainPolicyAccept)},
+	addChain(c, &nftables.Chain{Table: t, Name: "postrouting", Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource, Policy: new(nftables.ChainPolicyAccept)},
 		rule(oif(uplink), masquerade()),
 	)
 	return s, nil
@@ -223,7 +221,7 @@ func hostRules(c *nftables.Conn, name string, u uplinkAddresses, published []uin
 	if u.v6 {
 		nat = append(nat, rule(notOif(link), source(u.router6.String()+"/128"), masquerade()))
 	}
-	addChain(c, &nftables.Chain{Table: t, Name: "postrouting", Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource, Policy: policy(nftables.ChainPolicyAccept)}, nat...)
+	addChain(c, &nftables.Chain{Table: t, Name: "postrouting", Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource, Policy: new(nftables.ChainPolicyAccept)}, nat...)
 
 	input := [][]expr.Any{
 		rule(notIif(link), accept()),
@@ -235,7 +233,7 @@ func hostRules(c *nftables.Conn, name string, u uplinkAddresses, published []uin
 		input = append(input, rule(port(unix.IPPROTO_TCP, p), accept()))
 	}
 	input = append(input, rule(drop()))
-	addChain(c, &nftables.Chain{Table: t, Name: "input", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter, Policy: policy(nftables.ChainPolicyAccept)}, input...)
+	addChain(c, &nftables.Chain{Table: t, Name: "input", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter, Policy: new(nftables.ChainPolicyAccept)}, input...)
 }
 
 func hostTable(name string) *nftables.Table {

@@ -90,7 +90,7 @@ func TestFirstPacketWakes(t *testing.T) {
 	must(t, w.router.SetSuspended(sleeper.Interface, false))
 	must(t, w.router.SetSuspended(sleeper.Interface, false)) // idempotent
 	reaches(t, "awake", asker.ns, "tcp", at(sleeper.IPv6, 8080), asker.IPv6)
-	time.Sleep(wakeInterval) // the kernel's own clock, not ours to fake
+	time.Sleep(wakeInterval) //nolint:forbidigo // the kernel's own clock, not ours to fake
 	if got := ws.count(sleeper.Interface); got != 1 {
 		t.Errorf("wakes of a running machine: got %d, want 0", got-1)
 	}
@@ -169,7 +169,7 @@ func TestKeepAliveDoesNotWake(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatal("no keep-alive was sent")
 		}
-		time.Sleep(20 * time.Millisecond) // polling the kernel's timer
+		time.Sleep(20 * time.Millisecond) //nolint:forbidigo // polling the kernel's timer
 	}
 	after, err := w.net().Forwarded(t.Context())
 	must(t, err)

@@ -50,7 +50,7 @@ func newHost(tb testing.TB) *host {
 		tb.Fatal("this test needs root: it makes network namespaces and runs containers")
 	}
 	// Short, for the sockets in it.
-	dir, err := os.MkdirTemp("", "roost-") //nolint:usetesting // a test's own directory is too long a path
+	dir, err := os.MkdirTemp("", "roost-")
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -122,7 +122,7 @@ func (h *host) start() {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	h.cmd = exec.Command("/proc/self/exe") //nolint:noctx // ended by its own means
+	h.cmd = exec.Command("/proc/self/exe")
 	h.cmd.Env = append(os.Environ(), "ROOST_TEST_ROLE=server", "ROOST_TEST_CONFIG="+string(cfg))
 	h.cmd.Stdout, h.cmd.Stderr = h.log, h.log
 	if h.exited, err = testReaper.Start(h.cmd); err != nil {

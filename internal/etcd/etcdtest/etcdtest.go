@@ -5,7 +5,6 @@ package etcdtest
 import (
 	"context"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -81,7 +80,7 @@ func shared(t testing.TB) *etcd.Member {
 	if dir, err = os.MkdirTemp("", "roost-etcd-"); err != nil {
 		t.Fatal(err)
 	}
-	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	log := slog.New(slog.DiscardHandler)
 	member, err = etcd.Open(context.WithoutCancel(t.Context()), etcd.Options{Dir: filepath.Join(dir, "data"), Socket: filepath.Join(dir, "s"), Log: log})
 	if err != nil {
 		t.Fatal(err)
