@@ -398,11 +398,11 @@ func (a *Agent) protect(ctx context.Context, id root.MachineID, digests ...root.
 }
 
 // say writes a line of the platform to a machine's log.
-func (a *Agent) say(i *instance, line string) {
+func (a *Agent) say(ctx context.Context, i *instance, line string) {
 	if line == "" || !i.staged {
 		return
 	}
-	ctx, cancel := context.WithTimeout(a.ctx, newsTimeout)
+	ctx, cancel := context.WithTimeout(ctx, newsTimeout)
 	defer cancel()
 	if err := a.o.Supervisor.Note(ctx, i.id(), line); err != nil {
 		a.log.Warn("machine log", "machine", i.machine.ID, "err", err)

@@ -747,9 +747,9 @@ func TestAccountOlderThanTheNews(t *testing.T) {
 			m.st.State = root.StateStarted
 			for n, e := range c.entries {
 				e.Instance, e.Stamp = id, root.Stamp{Boot: 1, Seq: uint64(11 + n)}
-				m.take(e)
+				m.take(t.Context(), e)
 			}
-			m.known(&orders.Instance{
+			m.known(t.Context(), &orders.Instance{
 				Instance: id, Phase: orders.PhaseStarted, Stamp: root.Stamp{Boot: 1, Seq: 10},
 				Running: &orders.Boot{Number: 2}, Next: &orders.Boot{Number: 3},
 			})

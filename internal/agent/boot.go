@@ -357,7 +357,7 @@ func imageHosts(rootfs string) []byte {
 	if err != nil {
 		return nil
 	}
-	defer r.Close()
+	defer func() { _ = r.Close() }() // only read
 	fi, err := r.Stat("etc/hosts")
 	if err != nil || !fi.Mode().IsRegular() { // a FIFO would block
 		return nil

@@ -175,7 +175,7 @@ func (m *machine) run(ctx context.Context) {
 		case c := <-m.cmds:
 			m.execute(ctx, c)
 		case <-m.ear.wake:
-			m.guard(ctx, m.listen)
+			m.guard(ctx, func() { m.listen(ctx) })
 		case <-m.policy.C:
 			m.wantStart = reasonPolicy
 		case <-m.chores.C:
@@ -228,7 +228,7 @@ func (m *machine) execute(ctx context.Context, c *command) {
 	m.mu.Unlock()
 	c.err = root.Errorf(root.Internal, "the machine's goroutine panicked")
 	m.guard(ctx, func() {
-		m.listen() // what came before the command counts before it
+		m.listen(ctx) // what came before the command counts before it
 		c.err = c.f(ctx, m)
 		if ctx.Err() != nil && c.err != nil {
 			c.err = fmt.Errorf("%w (%w)", context.Cause(ctx), c.err)
@@ -252,17 +252,17 @@ func (m *machine) publish() {
 }
 
 // listen takes over what the journal told since.
-func (m *machine) listen() {
+func (m *machine) listen(ctx context.Context) {
 	for _, n := range m.ear.take() {
 		if n.settle {
-			m.settled(n.account)
+			m.settled(ctx, n.account)
 			continue
 		}
-		m.take(n.entry)
+		m.take(ctx, n.entry)
 	}
 }
 
-func (m *machine) take(e orders.Entry) {
+func (m *machine) take(ctx context.Context, e orders.Entry) {
 	if m.cand != nil && e.Instance == m.cand.id() {
 		m.cand.note(e)
 		return
@@ -283,7 +283,7 @@ func (m *machine) take(e orders.Entry) {
 		return
 	}
 	m.dirty = true
-	m.a.say(m.inst, t.line)
+	m.a.say(ctx, m.inst, t.line)
 	switch t.step {
 	case stepStart:
 		m.wantStart = reasonRestart
@@ -314,7 +314,7 @@ func (m *machine) await(ctx context.Context, timeout time.Duration, what string,
 	deadline := time.NewTimer(timeout)
 	defer deadline.Stop()
 	for {
-		m.listen()
+		m.listen(ctx)
 		if done() {
 			return nil
 		}
@@ -353,7 +353,7 @@ func (m *machine) tidy(ctx context.Context) {
 				m.wantStart = reason
 				err = errors.Join(err, e)
 			default:
-				m.unstarted(reason, e)
+				m.unstarted(ctx, reason, e)
 			}
 		}
 		err = errors.Join(err, m.flush(ctx))
@@ -384,7 +384,7 @@ func (m *machine) tidy(ctx context.Context) {
 
 // unstarted: a start of ours did not even become one, so that no entry tells
 // of it. It counts as a failed one.
-func (m *machine) unstarted(reason string, err error) {
+func (m *machine) unstarted(ctx context.Context, reason string, err error) {
 	if m.st.State != root.StateRestarting && m.st.State != root.StateStarting {
 		return // the journal told
 	}
@@ -394,7 +394,7 @@ func (m *machine) unstarted(reason string, err error) {
 	}
 	t := failed(&m.st, &m.rec.Spec.Config, &m.tries, e, false)
 	m.st.UpdatedAt, m.dirty = e.At, true
-	m.a.say(m.inst, t.line)
+	m.a.say(ctx, m.inst, t.line)
 	if t.step == stepRetry {
 		m.policy.Reset(t.delay)
 	}

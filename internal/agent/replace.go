@@ -33,7 +33,7 @@ const (
 // succeeded the old version is untouched, or (a machine nobody routes to) is
 // started again.
 func (m *machine) replace(ctx context.Context, rec *root.Machine, commit func(context.Context) (int64, error)) error {
-	m.listen()
+	m.listen(ctx)
 	next := rec.Clone()
 	old := m.inst
 	if err := m.a.protect(ctx, m.id, m.rec.Spec.Image.Digest, next.Spec.Image.Digest); err != nil {
@@ -44,7 +44,7 @@ func (m *machine) replace(ctx context.Context, rec *root.Machine, commit func(co
 		return errors.Join(err, m.a.protect(context.WithoutCancel(ctx), m.id, m.rec.Spec.Image.Digest))
 	}
 	m.cand = cand
-	m.listen()
+	m.listen(ctx)
 	served := len(m.rec.Spec.Config.Services) > 0 && len(next.Spec.Config.Services) > 0
 	if next.Spec.Launch && served && old.phase == orders.PhaseStarted {
 		err = m.beside(ctx, commit)
@@ -55,12 +55,12 @@ func (m *machine) replace(ctx context.Context, rec *root.Machine, commit func(co
 		ctx := context.WithoutCancel(ctx)
 		if e := m.a.discard(ctx, m.cand); e != nil {
 			m.a.log.Error("new version could not be removed", "machine", m.id, "err", e)
-			m.a.retire(m.cand)
+			m.a.retire(m.cand) //nolint:contextcheck // it outlives the command and ends with Run
 		}
 		m.cand = nil
 		return errors.Join(err, m.a.protect(ctx, m.id, m.rec.Spec.Image.Digest))
 	}
-	m.a.retire(old)
+	m.a.retire(old) //nolint:contextcheck // it outlives the command and ends with Run
 	return errors.Join(err, m.a.protect(context.WithoutCancel(ctx), m.id, m.rec.Spec.Image.Digest))
 }
 
@@ -97,7 +97,7 @@ func (m *machine) beside(ctx context.Context, commit func(context.Context) (int6
 	m.st.State = stateOf(cand.phase)
 	m.event("start", root.StateStarted, orders.SourceHost, reasonUpdate)
 	if cand.phase == orders.PhaseStopped { // it ended just after it was ready
-		m.lost(orders.Entry{At: time.Now().UTC(), Exit: cand.exit, Error: cand.failure})
+		m.lost(ctx, orders.Entry{At: time.Now().UTC(), Exit: cand.exit, Error: cand.failure})
 	}
 	return nil
 }
@@ -181,7 +181,7 @@ func (m *machine) untilReady(ctx context.Context, i *instance) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-m.ear.wake:
-			m.listen()
+			m.listen(ctx)
 		case <-poll.C:
 			got, err := m.a.o.Supervisor.Inspect(ctx, i.id())
 			if err == nil {

@@ -14,7 +14,7 @@ import (
 // supervisor came back. Account is nil when the supervisor has no such
 // instance: it was never made, or the host was restarted. It only notes what
 // is to be done; tidy does it.
-func (m *machine) settled(account *orders.Instance) {
+func (m *machine) settled(ctx context.Context, account *orders.Instance) {
 	if m.gone {
 		return
 	}
@@ -25,7 +25,7 @@ func (m *machine) settled(account *orders.Instance) {
 	}
 	if account == nil && m.inst.staged {
 		// Known once: it is gone, or was made after the list was taken.
-		ctx, cancel := context.WithTimeout(m.a.ctx, newsTimeout)
+		ctx, cancel := context.WithTimeout(ctx, newsTimeout)
 		defer cancel()
 		now, err := m.a.o.Supervisor.Instance(ctx, m.inst.id())
 		if err == nil {
@@ -40,11 +40,11 @@ func (m *machine) settled(account *orders.Instance) {
 		m.unknown()
 		return
 	}
-	m.known(account)
+	m.known(ctx, account)
 }
 
 // known: the supervisor has the instance.
-func (m *machine) known(acc *orders.Instance) {
+func (m *machine) known(ctx context.Context, acc *orders.Instance) {
 	i := m.inst
 	i.staged = true
 	if i.heard.Before(acc.Stamp) {
@@ -99,7 +99,7 @@ func (m *machine) known(acc *orders.Instance) {
 		m.wantStart = reasonUpdate
 	default: // it ended, and no entry is left that tells how
 		requested := m.st.State == root.StateStopping
-		m.lost(orders.Entry{At: at, Reason: "it ended unseen", Exit: &orders.Exit{Code: -1, Requested: requested}})
+		m.lost(ctx, orders.Entry{At: at, Reason: "it ended unseen", Exit: &orders.Exit{Code: -1, Requested: requested}})
 	}
 }
 
@@ -139,11 +139,11 @@ func (m *machine) begun() {
 }
 
 // lost takes an exit that the journal has no entry of.
-func (m *machine) lost(e orders.Entry) {
+func (m *machine) lost(ctx context.Context, e orders.Entry) {
 	e.Stamp = m.st.Stamp
 	t := exited(&m.st, &m.rec.Spec.Config, &m.tries, e)
 	m.st.UpdatedAt, m.dirty = e.At, true
-	m.a.say(m.inst, t.line)
+	m.a.say(ctx, m.inst, t.line)
 	switch t.step {
 	case stepStart:
 		m.wantStart = reasonRestart

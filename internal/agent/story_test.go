@@ -179,10 +179,7 @@ func TestRestartDelays(t *testing.T) {
 		got = append(got, d)
 		now = now.Add(d)
 	}
-	want := []time.Duration{1, 2, 4, 8, 16, 30, 30}
-	for i := range want {
-		want[i] *= time.Second
-	}
+	want := []time.Duration{time.Second, 2 * time.Second, 4 * time.Second, 8 * time.Second, 16 * time.Second, 30 * time.Second, 30 * time.Second}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("delays (-want +got):\n%s", d)
 	}

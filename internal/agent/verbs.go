@@ -19,7 +19,7 @@ func (m *machine) launch(ctx context.Context) error {
 		return nil // taken over by a start of the agent meanwhile
 	}
 	if err := m.set(ctx); err != nil {
-		m.launchFailed(err)
+		m.launchFailed(ctx, err)
 		return err
 	}
 	if !m.rec.Spec.Launch {
@@ -27,7 +27,7 @@ func (m *machine) launch(ctx context.Context) error {
 		return nil
 	}
 	if err := m.start(ctx, orders.Start{Source: orders.SourceHost, Reason: reasonLaunch}); err != nil {
-		m.launchFailed(err)
+		m.launchFailed(ctx, err)
 		return err
 	}
 	return nil
@@ -46,21 +46,21 @@ func (m *machine) set(ctx context.Context) error {
 	return nil
 }
 
-func (m *machine) launchFailed(err error) {
+func (m *machine) launchFailed(ctx context.Context, err error) {
 	at := time.Now().UTC()
 	m.st.State, m.st.Message = root.StateLaunchFailed, root.MessageOf(err)
 	if len(m.st.Events) == 0 || m.st.Events[0].Type != "exit" {
 		pushExit(&m.st, orders.Entry{At: at, Reason: reasonLaunch}, root.Exit{Code: -1, Signal: -1, Error: m.st.Message, At: at})
 	}
 	m.st.UpdatedAt, m.dirty = at, true
-	m.a.say(m.inst, "machine could not be launched: "+m.st.Message)
+	m.a.say(ctx, m.inst, "machine could not be launched: "+m.st.Message)
 }
 
 // start orders a boot or a thaw and returns when the status says so.
 func (m *machine) start(ctx context.Context, o orders.Start) error {
 	m.policy.Stop()
 	m.wantStart = ""
-	m.listen()
+	m.listen(ctx)
 	if !m.inst.staged {
 		if err := m.set(ctx); err != nil {
 			return err
@@ -100,7 +100,7 @@ func (m *machine) catchUp(ctx context.Context, i *instance) {
 
 // stop orders a stop and returns when the intent is in the status.
 func (m *machine) stop(ctx context.Context, o orders.Stop) error {
-	m.listen()
+	m.listen(ctx)
 	m.policy.Stop()
 	m.wantStart = ""
 	if m.inst.running == 0 && (m.st.State == root.StateRestarting || m.st.State == root.StateStarting || m.st.State == root.StateFailed) {
@@ -158,7 +158,7 @@ func (m *machine) suspend(ctx context.Context, o orders.Suspend) error {
 
 // restart stops the machine, if it runs, and starts it.
 func (m *machine) restart(ctx context.Context, o orders.Stop) error {
-	m.listen()
+	m.listen(ctx)
 	if m.inst.running != 0 {
 		o.Reason = reasonRestart
 		if err := m.halt(ctx, m.inst, o); err != nil {

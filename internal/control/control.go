@@ -60,8 +60,8 @@ func New(d Deps) *Control {
 		Apps:     &Apps{Deps: d, machines: m},
 		Machines: m,
 		Tokens:   &Tokens{Deps: d},
-		Images:   &Images{Deps: d},
-		Logs:     &Logs{Deps: d},
+		Images:   &Images{d: d},
+		Logs:     &Logs{d: d},
 		Hosts:    &Hosts{Deps: d},
 	}
 }

@@ -10,7 +10,7 @@ import (
 )
 
 // Images are the verbs on the images of this host.
-type Images struct{ Deps }
+type Images struct{ d Deps }
 
 // ImageInfo is an image in the store.
 type ImageInfo struct {
@@ -54,7 +54,7 @@ func (s *Images) List(ctx context.Context, a auth.Actor) ([]ImageInfo, error) {
 	if err := a.Allow(auth.ImageList, "", "", ""); err != nil {
 		return nil, err
 	}
-	return s.Deps.Images.List(ctx)
+	return s.d.Images.List(ctx)
 }
 
 // Pull fetches an image from its registry.
@@ -62,7 +62,7 @@ func (s *Images) Pull(ctx context.Context, a auth.Actor, ref string, progress fu
 	if err := a.Allow(auth.ImagePull, "", a.App, ""); err != nil {
 		return root.Image{}, err
 	}
-	return s.Deps.Images.Pull(ctx, ref, progress)
+	return s.d.Images.Pull(ctx, ref, progress)
 }
 
 // Load reads an OCI or docker archive; as, if not "", names the image.
@@ -70,7 +70,7 @@ func (s *Images) Load(ctx context.Context, a auth.Actor, r io.Reader, as string)
 	if err := a.Allow(auth.ImagePush, "", "", ""); err != nil {
 		return nil, err
 	}
-	return s.Deps.Images.Load(ctx, r, as)
+	return s.d.Images.Load(ctx, r, as)
 }
 
 // Remove forgets an image; Precondition while a machine needs it.
@@ -78,14 +78,14 @@ func (s *Images) Remove(ctx context.Context, a auth.Actor, ref string) error {
 	if err := a.Allow(auth.ImageRemove, "", "", ""); err != nil {
 		return err
 	}
-	return s.Deps.Images.Remove(ctx, ref)
+	return s.d.Images.Remove(ctx, ref)
 }
 
 // Build makes an image for an app from a tar stream of a directory. When ctx
 // ends the build is cancelled.
 func (s *Images) Build(ctx context.Context, a auth.Actor, r BuildRequest, tar io.Reader, log func(line string)) (root.Image, error) {
-	if _, err := s.app(a, auth.ImageBuild, r.App); err != nil {
+	if _, err := s.d.app(a, auth.ImageBuild, r.App); err != nil {
 		return root.Image{}, err
 	}
-	return s.Builder.Build(ctx, r, tar, log)
+	return s.d.Builder.Build(ctx, r, tar, log)
 }

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -235,9 +236,7 @@ func (s *Machines) SetMetadata(ctx context.Context, a auth.Actor, app root.AppNa
 			return root.Errorf(root.Precondition, "machine_version: the machine is at version %s, not at %s", spec.Instance, version)
 		}
 		next := map[string]string{}
-		for k, v := range spec.Config.Metadata {
-			next[k] = v
-		}
+		maps.Copy(next, spec.Config.Metadata)
 		size := 0
 		for k, v := range values {
 			if k == "" {

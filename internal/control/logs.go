@@ -9,7 +9,7 @@ import (
 )
 
 // Logs are the verbs on logs.
-type Logs struct{ Deps }
+type Logs struct{ d Deps }
 
 // LogFilter narrows a log; the zero value is everything there is.
 type LogFilter struct {
@@ -38,8 +38,8 @@ type LogReader interface {
 // Tail calls f with each line in order; with follow it waits for new ones
 // until ctx ends.
 func (s *Logs) Tail(ctx context.Context, a auth.Actor, app root.AppName, f LogFilter, follow bool, line func(LogLine) error) error {
-	if _, err := s.app(a, auth.LogRead, app); err != nil {
+	if _, err := s.d.app(a, auth.LogRead, app); err != nil {
 		return err
 	}
-	return s.Deps.Logs.Tail(ctx, app, f, follow, line)
+	return s.d.Logs.Tail(ctx, app, f, follow, line)
 }

@@ -21,6 +21,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
@@ -104,8 +105,8 @@ type process struct {
 
 func (p *process) close() error {
 	var errs []error
-	for i := len(p.closers) - 1; i >= 0; i-- {
-		errs = append(errs, p.closers[i]())
+	for _, f := range slices.Backward(p.closers) {
+		errs = append(errs, f())
 	}
 	return errors.Join(errs...)
 }

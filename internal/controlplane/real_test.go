@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -66,7 +67,7 @@ func start(t *testing.T) *server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.cmd = exec.Command(self, "server", "--data", s.path("data"), "--run", s.path("run"), "--listen", "127.0.0.1:0=80", "--api", "", "--swap", "none", "--reserve", "64MB") //nolint:noctx // ended by the clean-up
+	s.cmd = exec.Command(self, "server", "--data", s.path("data"), "--run", s.path("run"), "--listen", "127.0.0.1:0=80", "--api", "", "--swap", "none", "--reserve", "64MB")
 	s.cmd.Env = append(os.Environ(), asRoost+"=1")
 	s.cmd.Stdout, s.cmd.Stderr = &s.log, &s.log
 	if err := s.cmd.Start(); err != nil {
@@ -193,9 +194,7 @@ func web(extra config) config {
 	c := config{"image": "docker.io/library/web:1", "services": []config{{
 		"protocol": "tcp", "internal_port": 8080, "autostop": "off", "ports": []config{{"port": 80, "handlers": []string{"http"}}},
 	}}}
-	for k, v := range extra {
-		c[k] = v
-	}
+	maps.Copy(c, extra)
 	return config{"config": c}
 }
 
