@@ -148,7 +148,7 @@ func (a *Agent) follow(ctx context.Context) error {
 	for i := range list {
 		instances[list[i].Instance] = &list[i]
 	}
-	first := a.adopt()
+	first := a.adopt() //nolint:contextcheck // the machines' goroutines end with Run, as follow's caller does
 	if first {
 		a.sweep(ctx, instances)
 	}
@@ -263,7 +263,8 @@ func (a *Agent) Launch(ctx context.Context, rec *root.Machine) (int64, error) {
 	if err := a.waitSynced(ctx); err != nil {
 		return 0, err
 	}
-	return a.add(rec).do(ctx, func(ctx context.Context, m *machine) error { return m.launch(ctx) })
+	m := a.add(rec) //nolint:contextcheck // its goroutine outlives the call and ends with Run
+	return m.do(ctx, func(ctx context.Context, m *machine) error { return m.launch(ctx) })
 }
 
 // Replace brings a machine to the version in rec.Spec; see control.Agent.
