@@ -1,5 +1,7 @@
 // Package nameserver answers machines' DNS questions: names under internal
-// from the catalog, public names by asking the host's name servers.
+// from the catalog, public names by asking the host's name servers. Names that
+// no public server can know, such as the reverse of private addresses, are not
+// asked for, and nobody waits long for name servers that are out of reach.
 //
 // Names, orders and TTL are Fly's ("Private Networking, Fly.io .internal
 // addresses"), with three differences: suspended machines are listed, since
@@ -20,6 +22,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -41,6 +44,11 @@ const (
 	// forwardTimeout is the whole of a public question: less than the 5 s
 	// after which resolvers ask again.
 	forwardTimeout = 4500 * time.Millisecond
+	// An upstream that left silentAfter questions in a row without an answer
+	// counts as silent: it is not waited for until it has answered one of those
+	// that are put to it every silentRetry, while clients get SERVFAIL at once.
+	silentAfter = 2
+	silentRetry = time.Second
 	// shutdownTimeout lets questions under way end.
 	shutdownTimeout = 5 * time.Second
 	// tcpTimeout ends idle connections.
@@ -66,6 +74,9 @@ type Server struct {
 	o        Options
 	forwards chan struct{} // a slot per public question under way
 	index    atomic.Pointer[addressIndex]
+
+	upstreams []*upstream
+	probes    sync.WaitGroup // questions asked only to see if an upstream is back
 }
 
 // New returns a server.
@@ -76,12 +87,17 @@ func New(o Options) *Server {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Server{o: o, forwards: make(chan struct{}, maxForwards)}
+	s := &Server{o: o, forwards: make(chan struct{}, maxForwards)}
+	for _, addr := range o.Upstreams {
+		s.upstreams = append(s.upstreams, &upstream{addr: addr})
+	}
+	return s
 }
 
 // Serve answers on the sockets until ctx ends, then lets questions under way
 // end. It closes the sockets, and returns early only if one of them fails.
 func (s *Server) Serve(ctx context.Context, stream []net.Listener, packet []net.PacketConn) error {
+	defer s.probes.Wait()
 	g, ctx := errgroup.WithContext(ctx)
 	for _, l := range stream {
 		g.Go(func() error { return s.serve(ctx, &dns.Server{Listener: l}) })
@@ -193,6 +209,9 @@ func (s *Server) answer(ctx context.Context, q *dns.Msg, peer netip.Addr) *dns.M
 	}
 	if z := zoneOf(question.Name); z != nil {
 		return s.private(q, z, peer)
+	}
+	if z := reservedZone(question.Name); z != "" {
+		return answerReserved(q, z)
 	}
 	if !q.RecursionDesired {
 		a.SetRcode(q, dns.RcodeRefused)

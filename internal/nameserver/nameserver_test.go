@@ -348,8 +348,8 @@ func TestAddressesAreTheRouters(t *testing.T) {
 	}
 }
 
-// upstream is a public name server on one port, UDP and TCP.
-func upstream(t *testing.T, answer func(q *dns.Msg, tcp bool) *dns.Msg) string {
+// serveUpstream is a public name server on one port, UDP and TCP.
+func serveUpstream(t *testing.T, answer func(q *dns.Msg, tcp bool) *dns.Msg) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -387,7 +387,7 @@ func dial(ctx context.Context, network, addr string) (net.Conn, error) {
 
 func TestForward(t *testing.T) {
 	var asked atomic.Int32
-	good := upstream(t, func(q *dns.Msg, tcp bool) *dns.Msg {
+	good := serveUpstream(t, func(q *dns.Msg, tcp bool) *dns.Msg {
 		asked.Add(1)
 		a := new(dns.Msg)
 		a.SetReply(q)
@@ -411,7 +411,7 @@ func TestForward(t *testing.T) {
 		}
 		return a
 	})
-	failing := upstream(t, func(q *dns.Msg, _ bool) *dns.Msg {
+	failing := serveUpstream(t, func(q *dns.Msg, _ bool) *dns.Msg {
 		a := new(dns.Msg)
 		a.SetRcode(q, dns.RcodeServerFailure)
 		return a

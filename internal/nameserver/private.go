@@ -97,11 +97,8 @@ func (s *Server) private(q *dns.Msg, z *zone, peer netip.Addr) *dns.Msg {
 	if want == dns.TypePTR && f.pointer != "" {
 		a.Answer = append(a.Answer, &dns.PTR{Hdr: head(dns.TypePTR), Ptr: f.pointer})
 	}
-	if len(a.Answer) == 0 { // RFC 2308: how long the absence may be believed
-		a.Ns = []dns.RR{&dns.SOA{
-			Hdr: dns.RR_Header{Name: z.name, Rrtype: dns.TypeSOA, Class: dns.ClassINET, Ttl: ttl},
-			Ns:  "ns.internal.", Mbox: "hostmaster.internal.", Serial: 1, Refresh: ttl, Retry: ttl, Expire: ttl, Minttl: ttl,
-		}}
+	if len(a.Answer) == 0 {
+		a.Ns = absence(z.name)
 	}
 	return a
 }
