@@ -59,6 +59,8 @@ type Driver struct {
 
 	mu         sync.Mutex
 	containers map[string]*container
+
+	held heldMasters
 }
 
 // container is what the driver remembers of one that exists. It does not
@@ -386,11 +388,12 @@ func (d *Driver) Freeze(id string) error {
 	if err != nil {
 		return err
 	}
+	d.held.wait(id)
 	return cg.Freeze(id)
 }
 
 // Thaw implements runtime.Driver: children run before a main process that
-// watches them.
+// watches them, which may go on a little after Thaw has returned.
 func (d *Driver) Thaw(id string) error {
 	cg, err := d.cgroups()
 	if err != nil {
@@ -400,10 +403,11 @@ func (d *Driver) Thaw(id string) error {
 	if err != nil {
 		return err
 	}
+	d.held.wait(id)
 	m := holdMaster(pids)
 	err = cg.Thaw(id)
 	if m != nil {
-		err = errors.Join(err, m.release())
+		d.held.release(id, m, d.o.Log)
 	}
 	return err
 }

@@ -3,8 +3,10 @@ package runc
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -30,6 +32,44 @@ const (
 type master struct {
 	pid    int
 	others map[int]cpuTime // at the time of the hold
+}
+
+// heldMasters are the main processes that wait for their descendants. Each is
+// let go by a goroutine that ends within headStart; who freezes the container
+// again waits for that.
+type heldMasters struct {
+	mu      sync.Mutex
+	pending map[string]chan struct{} // closed when the container's master goes on
+}
+
+// release lets m, of container id, go on in its time.
+func (h *heldMasters) release(id string, m *master, log *slog.Logger) {
+	done := make(chan struct{})
+	h.mu.Lock()
+	if h.pending == nil {
+		h.pending = make(map[string]chan struct{})
+	}
+	h.pending[id] = done
+	h.mu.Unlock()
+	go func() {
+		if err := m.release(); err != nil {
+			log.Error("main process not let go", "container", id, "err", err)
+		}
+		h.mu.Lock()
+		delete(h.pending, id)
+		h.mu.Unlock()
+		close(done)
+	}()
+}
+
+// wait returns when nothing of container id is held back.
+func (h *heldMasters) wait(id string) {
+	h.mu.Lock()
+	done := h.pending[id]
+	h.mu.Unlock()
+	if done != nil {
+		<-done
+	}
 }
 
 // cpuTime is what the scheduler accounts to the threads of a process.
