@@ -34,6 +34,8 @@ const (
 	flush = time.Second
 	// standEvery is the pause between calls to a lone voter to stand.
 	standEvery = 10 * time.Millisecond
+	// quietLooks is how many looks have to find the log replayed first.
+	quietLooks = 3
 	// openTimeout bounds the start: replaying the log of a large cluster on a
 	// slow disk takes seconds, a minute means that something is broken.
 	openTimeout = time.Minute
@@ -143,6 +145,7 @@ func (m *Member) ready(ctx context.Context) error {
 	s := m.server.Server
 	stand := time.NewTicker(standEvery)
 	defer stand.Stop()
+	replayed := 0 // looks in a row that found the log replayed
 	for {
 		select {
 		case <-s.ReadyNotify():
@@ -154,6 +157,15 @@ func (m *Member) ready(ctx context.Context) error {
 		case <-stand.C:
 		}
 		if s.Leader() != 0 || len(s.Cluster().Members()) != 1 {
+			continue
+		}
+		// A member that stands while it replays its log reads entries that the
+		// replay has compacted already, which etcd answers by a panic.
+		if committed := s.CommittedIndex(); committed == 0 || s.AppliedIndex() < committed {
+			replayed = 0
+			continue
+		}
+		if replayed++; replayed < quietLooks {
 			continue
 		}
 		id := uint64(s.MemberID())

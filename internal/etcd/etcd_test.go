@@ -17,6 +17,8 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"golang.org/x/sync/errgroup"
+
 	root "github.com/roost-run/roost"
 )
 
@@ -176,6 +178,34 @@ func TestKilled(t *testing.T) {
 		if get(t, m, key) != "value" {
 			t.Errorf("%s was acknowledged and is lost", key)
 		}
+	}
+}
+
+// TestReopenLongLog opens a log that is longer than what a replay keeps of it:
+// a member that stood for election meanwhile would panic.
+func TestReopenLongLog(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	m := open(t, Options{Dir: dir})
+	var writes errgroup.Group
+	writes.SetLimit(32)
+	for i := range 4 * catchUpEntries {
+		writes.Go(func() error {
+			_, err := m.Client().Put(t.Context(), fmt.Sprint("key", i), "value")
+			return err
+		})
+	}
+	if err := writes.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	for range 20 {
+		if err := m.Close(); err != nil {
+			t.Fatal(err)
+		}
+		m = open(t, Options{Dir: dir})
+	}
+	if get(t, m, "key0") != "value" {
+		t.Error("a key is lost")
 	}
 }
 
