@@ -5,6 +5,7 @@ package real
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -14,7 +15,9 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -26,6 +29,43 @@ import (
 // in is the instance that all tests share; probe is the reference of the
 // probe's image.
 var in *instance.Instance
+
+// What instances of their own are made from, for tests that kill processes,
+// and what all instances leave marked on the host while they run.
+var (
+	binary, archive string
+	marksMu         sync.Mutex
+	marks           []string
+)
+
+// ownInstance is a Roost for one test alone.
+func ownInstance(t *testing.T, settings ...string) *instance.Instance {
+	t.Helper()
+	i, err := instance.Start(t.Context(), binary, append([]string{"--swap=file:256MB"}, settings...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	marksMu.Lock()
+	marks = append(marks, i.Marks()...)
+	marksMu.Unlock()
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("the platform's last words:\n%s", i.LogTail(20))
+		}
+		if err := i.Close(context.WithoutCancel(t.Context())); err != nil {
+			t.Error(err)
+		}
+	})
+	if _, err := i.CLI(t.Context(), "image", "load", archive); err != nil {
+		t.Fatal(err)
+	}
+	return i
+}
+
+// clientOf calls the API of an instance as root.
+func clientOf(i *instance.Instance) *machines.Client {
+	return machines.New(machines.Options{BaseURL: "unix://" + filepath.Join(i.Run(), "api.sock")})
+}
 
 const probe = "registry.localhost/probe:latest"
 
@@ -47,8 +87,7 @@ func run(m *testing.M) (code int, err error) {
 	if err != nil {
 		return 1, err
 	}
-	binary, err := filepath.Abs("../../bin/roost")
-	if err != nil {
+	if binary, err = filepath.Abs(cmp.Or(os.Getenv("E2E_BINARY"), "../../bin/roost")); err != nil {
 		return 1, err
 	}
 	in, err = instance.Start(ctx, binary, "--reclaim-after=1s", "--swap=file:1GB", "--hold-timeout=20s")
@@ -58,10 +97,11 @@ func run(m *testing.M) (code int, err error) {
 	defer func() {
 		err = errors.Join(err, in.Close(ctx))
 		if err == nil {
-			err = instance.CheckRestored(ctx, before, in.Marks(), in.Dir)
+			err = instance.CheckRestored(ctx, before, marks, marks...)
 		}
 	}()
-	archive := filepath.Join(in.Dir, "probe.tar")
+	marks = in.Marks()
+	archive = filepath.Join(in.Dir, "probe.tar")
 	if err := instance.BuildArchive(ctx, "./probe", probe, archive); err != nil {
 		return 1, err
 	}
@@ -76,8 +116,154 @@ func run(m *testing.M) (code int, err error) {
 }
 
 // admin calls the API as root on the host: through the socket, without token.
-func admin() *machines.Client {
-	return machines.New(machines.Options{BaseURL: "unix://" + filepath.Join(in.Run(), "api.sock")})
+func admin() *machines.Client { return clientOf(in) }
+
+// patience bounds what a test waits for: generous, since other tests share
+// the processors.
+const patience = 30 * time.Second
+
+// eventually polls until look says nothing more is missing.
+func eventually(t *testing.T, look func() (missing string)) {
+	t.Helper()
+	deadline := time.Now().Add(patience)
+	for {
+		missing := look()
+		if missing == "" {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("after %s: %s", patience, missing)
+		}
+		if err := instance.Pause(t.Context(), 50*time.Millisecond); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// state reads a machine's state.
+func state(t *testing.T, app, id string) machines.State {
+	t.Helper()
+	m, err := admin().Get(t.Context(), app, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m.State
+}
+
+// history is a machine's events, oldest first, as "type/status/source".
+func history(t *testing.T, app, id string) []string {
+	t.Helper()
+	list, err := admin().Events(t.Context(), app, id, 50)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for _, e := range slices.Backward(list) {
+		out = append(out, e.Type+"/"+e.Status+"/"+e.Source)
+	}
+	return out
+}
+
+// starts counts how often a machine was started or resumed.
+func starts(t *testing.T, app, id string) int {
+	t.Helper()
+	n := 0
+	for _, e := range history(t, app, id) {
+		if strings.HasPrefix(e, "start/started/") {
+			n++
+		}
+	}
+	return n
+}
+
+// exits are a machine's exit events, oldest first.
+func exits(t *testing.T, app, id string) []machines.EventRequest {
+	t.Helper()
+	list, err := admin().Events(t.Context(), app, id, 50)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []machines.EventRequest
+	for _, e := range slices.Backward(list) {
+		if e.Type == "exit" {
+			if e.Request == nil || e.Request.ExitEvent == nil {
+				t.Fatalf("an exit event without exit: %+v", e)
+			}
+			out = append(out, *e.Request)
+		}
+	}
+	return out
+}
+
+// job is a config that runs one command of the probe, once.
+func job(command ...string) machines.Config {
+	return machines.Config{Image: probe, Init: machines.Init{Cmd: command}, Restart: &machines.Restart{Policy: "no"}}
+}
+
+// printed is what a machine's own program has printed so far.
+func printed(t *testing.T, app, id string) string {
+	t.Helper()
+	return logOf(t, in, app, id, "app")
+}
+
+// logOf reads the lines of one provider ("": all) from a machine's log.
+func logOf(t *testing.T, i *instance.Instance, app, id, provider string) string {
+	t.Helper()
+	r, err := i.CLI(t.Context(), "logs", "--app", app, "--machine", id, "--no-tail", "--lines", "0", "--json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b strings.Builder
+	d := json.NewDecoder(strings.NewReader(r.Stdout))
+	for d.More() {
+		var line struct{ Provider, Message string }
+		if err := d.Decode(&line); err != nil {
+			t.Fatal(err)
+		}
+		if provider == "" || line.Provider == provider {
+			b.WriteString(line.Message + "\n")
+		}
+	}
+	return b.String()
+}
+
+// outcome runs a job to its end and returns what it printed.
+func outcome(t *testing.T, app string, c machines.Config) string {
+	t.Helper()
+	m, err := admin().Create(t.Context(), app, machines.CreateRequest{Config: c})
+	if err != nil {
+		t.Fatal(err)
+	}
+	await(t, app, m.ID, machines.StateStopped)
+	return printed(t, app, m.ID)
+}
+
+// inside runs a command of the probe in a running machine.
+func inside(t *testing.T, app, id string, command ...string) machines.ExecReply {
+	t.Helper()
+	r, err := admin().Exec(t.Context(), app, id, machines.ExecRequest{Command: append([]string{"/app"}, command...)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// wantStatus fails unless err is an answer of the API with this status whose
+// text has every one of the parts.
+func wantStatus(t *testing.T, err error, status int, parts ...string) {
+	t.Helper()
+	if machines.StatusOf(err) != status {
+		t.Errorf("got %v, want status %d", err, status)
+		return
+	}
+	wantText(t, err.Error(), parts...)
+}
+
+func want(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 var apps atomic.Int64

@@ -17,6 +17,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/coder/websocket"
 )
 
 func main() {
@@ -73,6 +75,45 @@ func command(name string, args []string) int {
 			fmt.Println(e)
 		}
 		return 0
+	case "files": // whether each path exists
+		for _, path := range args {
+			fi, err := os.Stat(path)
+			if err != nil {
+				fmt.Println(path, "missing")
+				continue
+			}
+			data, _ := os.ReadFile(path)
+			fmt.Printf("%s %04o %q\n", path, fi.Mode().Perm(), data)
+		}
+		return 0
+	case "whoami":
+		dir, _ := os.Getwd()
+		groups, _ := os.Getgroups()
+		fmt.Printf("uid=%d gid=%d groups=%v dir=%s home=%s args=%q\n", os.Getuid(), os.Getgid(), groups, dir, os.Getenv("HOME"), args)
+		return 0
+	case "cat":
+		if _, err := io.Copy(os.Stdout, os.Stdin); err != nil {
+			return 1
+		}
+		return 0
+	case "wait": // for ever, or until a signal; "wait stubborn" takes none
+		got := make(chan os.Signal, 1)
+		signal.Notify(got, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGUSR1)
+		fmt.Println("waiting")
+		for s := range got {
+			fmt.Println("got", s)
+			if len(args) == 0 {
+				return 7
+			}
+		}
+	case "abort": // by a signal
+		n, _ := strconv.Atoi(args[0])
+		signal.Reset(syscall.Signal(n))
+		_ = syscall.Kill(os.Getpid(), syscall.Signal(n))
+		select {}
+	case "security":
+		security()
+		return 0
 	case "flood": // lines
 		n, err := strconv.Atoi(args[0])
 		if err != nil {
@@ -99,7 +140,10 @@ func eat(mb int) {
 	}
 }
 
-var requests atomic.Int64
+var (
+	requests atomic.Int64
+	slow     atomic.Int64 // requests to /slow in flight
+)
 
 // Echo is what a machine says of a request that it got.
 type Echo struct {
@@ -143,9 +187,11 @@ func routes() http.Handler {
 	mux.HandleFunc("/exit", func(http.ResponseWriter, *http.Request) { os.Exit(9) })
 	mux.HandleFunc("/slow", func(w http.ResponseWriter, r *http.Request) {
 		d, _ := time.ParseDuration(r.URL.Query().Get("d"))
+		slow.Add(1)
+		defer slow.Add(-1)
 		select {
 		case <-time.After(d):
-			fmt.Fprintln(w, "slept", d)
+			fmt.Fprintln(w, "slept", d, "at", os.Getenv("FLY_MACHINE_ID"))
 		case <-r.Context().Done():
 		}
 	})
@@ -164,6 +210,55 @@ func routes() http.Handler {
 			}
 		}
 	})
+	mux.HandleFunc("/file", func(w http.ResponseWriter, r *http.Request) { // PUT writes, GET reads
+		path := r.URL.Query().Get("path")
+		if r.Method == http.MethodPut {
+			data, _ := io.ReadAll(r.Body)
+			if err := os.WriteFile(path, data, 0o600); err != nil {
+				http.Error(w, err.Error(), http.StatusInternalServerError)
+			}
+			return
+		}
+		data, err := os.ReadFile(path)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusNotFound)
+			return
+		}
+		_, _ = w.Write(data)
+	})
+	mux.HandleFunc("/download", func(w http.ResponseWriter, r *http.Request) {
+		mb, _ := strconv.Atoi(r.URL.Query().Get("mb"))
+		chunk := make([]byte, 1<<20)
+		for range mb {
+			if _, err := w.Write(chunk); err != nil {
+				return
+			}
+		}
+	})
+	mux.HandleFunc("/events", func(w http.ResponseWriter, r *http.Request) { // one event, then silence
+		w.Header().Set("Content-Type", "text/event-stream")
+		fmt.Fprint(w, "data: hello\n\n")
+		_ = http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+	})
+	mux.HandleFunc("/ws", func(w http.ResponseWriter, r *http.Request) { // echoes messages
+		c, err := websocket.Accept(w, r, nil)
+		if err != nil {
+			return
+		}
+		defer c.CloseNow()
+		for {
+			kind, data, err := c.Read(r.Context())
+			if err != nil {
+				fmt.Println("websocket ended:", websocket.CloseStatus(err))
+				return
+			}
+			if err := c.Write(r.Context(), kind, data); err != nil {
+				return
+			}
+		}
+	})
+	mux.HandleFunc("/inflight", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, slow.Load()) })
 	mux.HandleFunc("/dial", func(w http.ResponseWriter, r *http.Request) {
 		d := net.Dialer{Timeout: 2 * time.Second}
 		c, err := d.DialContext(r.Context(), r.URL.Query().Get("net"), r.URL.Query().Get("addr"))
