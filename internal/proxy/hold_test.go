@@ -158,7 +158,7 @@ func TestHardLimit(t *testing.T) {
 		n := now.Add(1)
 		for old := most.Load(); n > old && !most.CompareAndSwap(old, n); old = most.Load() {
 		}
-		time.Sleep(2 * time.Millisecond) // the work of a request
+		time.Sleep(2 * time.Millisecond) //nolint:forbidigo // the work of a request
 		now.Add(-1)
 		_, _ = io.WriteString(rw, "done")
 	}, limits(2, 4))
@@ -246,7 +246,7 @@ func TestClientLeavesMachine(t *testing.T) {
 // until polls: what it waits for has no event.
 func (w *world) until(what string, done func() bool) {
 	w.t.Helper()
-	for deadline := time.Now().Add(5 * time.Second); !done(); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(5 * time.Second); !done(); time.Sleep(time.Millisecond) { //nolint:forbidigo // between two looks at a counter
 		if time.Now().After(deadline) {
 			w.t.Fatalf("not within 5s: %s", what)
 		}
