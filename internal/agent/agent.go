@@ -387,6 +387,11 @@ func (a *Agent) Stats(ctx context.Context, id root.MachineID) (orders.Stats, err
 	return a.o.Supervisor.Stats(ctx, m.instanceID())
 }
 
+// Instance is the supervisor's account of a version.
+func (a *Agent) Instance(ctx context.Context, id root.InstanceID) (orders.Instance, error) {
+	return a.o.Supervisor.Instance(ctx, id)
+}
+
 // Host is the supervisor's account of the host.
 func (a *Agent) Host(ctx context.Context) (orders.HostStatus, error) { return a.o.Supervisor.Host(ctx) }
 

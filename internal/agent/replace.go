@@ -94,7 +94,7 @@ func (m *machine) beside(ctx context.Context, commit func(context.Context) (int6
 	if m.st.Stamp.Before(cand.stamp) {
 		m.st.Stamp = cand.stamp
 	}
-	m.st.State = stateOf(cand.phase)
+	m.st.State = cand.phase.State()
 	m.event("start", root.StateStarted, orders.SourceHost, reasonUpdate)
 	if cand.phase == orders.PhaseStopped { // it ended just after it was ready
 		m.lost(ctx, orders.Entry{At: time.Now().UTC(), Exit: cand.exit, Error: cand.failure})

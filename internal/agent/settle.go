@@ -81,7 +81,7 @@ func (m *machine) known(ctx context.Context, acc *orders.Instance) {
 	}
 	at := acc.Since
 	if i.phase != orders.PhaseStopped {
-		if s := stateOf(i.phase); m.st.State != s {
+		if s := i.phase.State(); m.st.State != s {
 			m.st.State, m.st.UpdatedAt, m.dirty = s, at, true
 			if m.st.Stamp.Before(i.stamp) {
 				m.st.Stamp = i.stamp

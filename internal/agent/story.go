@@ -261,20 +261,3 @@ func eventID(at time.Time) string {
 	}
 	return id.String()
 }
-
-// stateOf is the state that a phase means by itself.
-func stateOf(p orders.Phase) root.State {
-	switch p {
-	case orders.PhaseStarting:
-		return root.StateStarting
-	case orders.PhaseStarted:
-		return root.StateStarted
-	case orders.PhaseSuspending:
-		return root.StateSuspending
-	case orders.PhaseSuspended:
-		return root.StateSuspended
-	case orders.PhaseStopping:
-		return root.StateStopping
-	}
-	return root.StateStopped
-}

@@ -84,6 +84,9 @@ type Agent interface {
 	// Destroy removes a machine whose spec says Destroy, and its record.
 	Destroy(ctx context.Context, id root.MachineID) (rev int64, err error)
 
+	// Instance is the server process's own account of a version: newer than
+	// what is recorded for a moment after a wake or an autostop.
+	Instance(ctx context.Context, id root.InstanceID) (orders.Instance, error)
 	Signal(ctx context.Context, id root.MachineID, signal int) error
 	Lease(ctx context.Context, id root.MachineID, until time.Time) error
 	Exec(ctx context.Context, id root.MachineID, o orders.Exec, files ...*os.File) (orders.ExecResult, error)

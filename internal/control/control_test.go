@@ -37,6 +37,17 @@ type agent struct {
 	leases   map[root.MachineID]time.Time // as told
 	replaced int
 	seq      uint64
+	live     orders.Instance // what Instance answers
+}
+
+func (f *agent) Instance(context.Context, root.InstanceID) (orders.Instance, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.live, nil
+}
+
+func (f *agent) Suspend(ctx context.Context, id root.MachineID, _ orders.Suspend) (int64, error) {
+	return f.set(ctx, id, root.StateSuspended)
 }
 
 func (f *agent) put(ctx context.Context, id root.MachineID, change func(*root.Status)) (int64, error) {
@@ -293,6 +304,29 @@ func TestCreateRefusals(t *testing.T) {
 	w.want(try(admin, "shop", CreateMachine{Config: config()}), root.Invalid, "command not found")
 	if list, err := w.Machines.List(t.Context(), admin, "shop", Filter{}); err != nil || len(list) != 0 {
 		t.Errorf("left behind: got %d machines, %v", len(list), err)
+	}
+}
+
+// TestVerbAfterUnrecordedWake: a wake is answered before it is recorded; a
+// suspend that comes at once must not take the machine for suspended still.
+func TestVerbAfterUnrecordedWake(t *testing.T) {
+	w := newWorld(t)
+	ctx := t.Context()
+	m := w.create("")
+	w.must(w.Machines.Suspend(ctx, admin, "shop", m.ID, ""))
+	recorded, err := w.agent.store.Machine(ctx, m.ID)
+	w.must(err)
+	news := recorded.Status.Stamp
+	news.Seq++
+	w.agent.mu.Lock()
+	w.agent.live = orders.Instance{Machine: m.ID, Instance: m.Spec.Instance, Phase: orders.PhaseStarted, Stamp: news}
+	w.agent.seq = news.Seq
+	w.agent.mu.Unlock()
+	w.must(w.Machines.Suspend(ctx, admin, "shop", m.ID, ""))
+	after, err := w.agent.store.Machine(ctx, m.ID)
+	w.must(err)
+	if !news.Before(after.Status.Stamp) {
+		t.Error("the suspend did not reach the agent")
 	}
 }
 

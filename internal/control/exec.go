@@ -34,7 +34,7 @@ func (s *Machines) Exec(ctx context.Context, a auth.Actor, app root.AppName, id 
 	if e.Timeout == 0 {
 		e.Timeout = DefaultExecTimeout
 	}
-	m, err := s.executable(a, app, id, nonce, e.Args)
+	m, err := s.executable(ctx, a, app, id, nonce, e.Args)
 	if err != nil {
 		return ExecResult{}, err
 	}
@@ -90,7 +90,7 @@ func (s *Machines) cutOff(ctx context.Context, m *root.Machine, err error) error
 }
 
 // executable checks that the actor may run args inside the machine now.
-func (s *Machines) executable(a auth.Actor, app root.AppName, id root.MachineID, nonce string, args []string) (*root.Machine, error) {
+func (s *Machines) executable(ctx context.Context, a auth.Actor, app root.AppName, id root.MachineID, nonce string, args []string) (*root.Machine, error) {
 	if len(args) == 0 || args[0] == "" {
 		return nil, root.Errorf(root.Invalid, "command: it is missing")
 	}
@@ -98,13 +98,13 @@ func (s *Machines) executable(a auth.Actor, app root.AppName, id root.MachineID,
 	if err != nil {
 		return nil, err
 	}
-	_, err = root.CheckVerb(root.VerbExec, m.Status.State)
+	_, err = root.CheckVerb(root.VerbExec, s.stateNow(ctx, m))
 	return m, err
 }
 
 // ExecStream runs a command on the caller's files and returns when it ended.
 func (s *Machines) ExecStream(ctx context.Context, a auth.Actor, app root.AppName, id root.MachineID, nonce string, e ExecStream) (ExecResult, error) {
-	m, err := s.executable(a, app, id, nonce, e.Args)
+	m, err := s.executable(ctx, a, app, id, nonce, e.Args)
 	if err != nil {
 		return ExecResult{}, err
 	}

@@ -21,7 +21,7 @@ func (s *Machines) Start(ctx context.Context, a auth.Actor, app root.AppName, id
 	if err != nil {
 		return "", err
 	}
-	previous = m.Status.State
+	previous = s.stateNow(ctx, m)
 	answer, err := root.CheckVerb(root.VerbStart, previous)
 	if err != nil || answer == root.Noop {
 		return previous, err
@@ -33,6 +33,16 @@ func (s *Machines) Start(ctx context.Context, a auth.Actor, app root.AppName, id
 	return previous, s.read(ctx, rev)
 }
 
+// stateNow is the machine's state by the newest news: wakes and autostops are
+// answered before they are recorded.
+func (s *Machines) stateNow(ctx context.Context, m *root.Machine) root.State {
+	live, err := s.Agent.Instance(ctx, m.Spec.Instance)
+	if err != nil || live.Instance != m.Spec.Instance || !m.Status.Stamp.Before(live.Stamp) {
+		return m.Status.State // as good as any: the order itself will tell
+	}
+	return live.Phase.State()
+}
+
 // Stop asks a machine to stop; it returns when the intent is recorded.
 func (s *Machines) Stop(ctx context.Context, a auth.Actor, app root.AppName, id root.MachineID, nonce string, r StopRequest) error {
 	if err := checkStop(r.Signal, r.Timeout); err != nil {
@@ -42,7 +52,7 @@ func (s *Machines) Stop(ctx context.Context, a auth.Actor, app root.AppName, id 
 	if err != nil {
 		return err
 	}
-	answer, err := root.CheckVerb(root.VerbStop, m.Status.State)
+	answer, err := root.CheckVerb(root.VerbStop, s.stateNow(ctx, m))
 	if err != nil || answer == root.Noop {
 		return err
 	}
@@ -75,7 +85,7 @@ func (s *Machines) Restart(ctx context.Context, a auth.Actor, app root.AppName, 
 	if err != nil {
 		return err
 	}
-	answer, err := root.CheckVerb(root.VerbRestart, m.Status.State)
+	answer, err := root.CheckVerb(root.VerbRestart, s.stateNow(ctx, m))
 	if err != nil || answer == root.Noop {
 		return err
 	}
@@ -96,7 +106,7 @@ func (s *Machines) Suspend(ctx context.Context, a auth.Actor, app root.AppName, 
 	if err != nil {
 		return err
 	}
-	answer, err := root.CheckVerb(root.VerbSuspend, m.Status.State)
+	answer, err := root.CheckVerb(root.VerbSuspend, s.stateNow(ctx, m))
 	if err != nil || answer == root.Noop {
 		return err
 	}
@@ -116,7 +126,7 @@ func (s *Machines) Signal(ctx context.Context, a auth.Actor, app root.AppName, i
 	if err != nil {
 		return err
 	}
-	if _, err := root.CheckVerb(root.VerbSignal, m.Status.State); err != nil {
+	if _, err := root.CheckVerb(root.VerbSignal, s.stateNow(ctx, m)); err != nil {
 		return err
 	}
 	return s.Agent.Signal(ctx, id, signal)

@@ -50,7 +50,7 @@ func (l *live) State(m *root.Machine) root.State {
 	current := st.Instance == m.Spec.Instance
 	switch {
 	case in != nil && in.stamp != (root.Stamp{}) && (!current || st.Stamp.Before(in.stamp)):
-		return stateOf(in.phase)
+		return in.phase.State()
 	case !current && st.Instance != "":
 		return root.StateUpdating // a new version is on its way
 	case st.State == "":
@@ -62,22 +62,6 @@ func (l *live) State(m *root.Machine) root.State {
 		}
 	}
 	return st.State
-}
-
-func stateOf(p orders.Phase) root.State {
-	switch p {
-	case orders.PhaseStarting:
-		return root.StateStarting
-	case orders.PhaseStarted:
-		return root.StateStarted
-	case orders.PhaseSuspending:
-		return root.StateSuspending
-	case orders.PhaseSuspended:
-		return root.StateSuspended
-	case orders.PhaseStopping:
-		return root.StateStopping
-	}
-	return root.StateStopped
 }
 
 // Ended implements proxy.Live.

@@ -65,7 +65,7 @@ func (e *edge) anyRunning() bool {
 	e.live.mu.RLock()
 	defer e.live.mu.RUnlock()
 	for _, in := range e.live.instances {
-		if stateOf(in.phase) == root.StateStarted {
+		if in.phase.State() == root.StateStarted {
 			return true
 		}
 	}

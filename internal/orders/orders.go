@@ -52,6 +52,23 @@ const (
 	PhaseStopping   Phase = "stopping"
 )
 
+// State is the machine's state that a phase means by itself.
+func (p Phase) State() root.State {
+	switch p {
+	case PhaseStarting:
+		return root.StateStarting
+	case PhaseStarted:
+		return root.StateStarted
+	case PhaseSuspending:
+		return root.StateSuspending
+	case PhaseSuspended:
+		return root.StateSuspended
+	case PhaseStopping:
+		return root.StateStopping
+	}
+	return root.StateStopped
+}
+
 // Instance is the supervisor's account of one instance.
 type Instance struct {
 	Machine    root.MachineID
