@@ -47,8 +47,8 @@ FUZZTIME ?= 30s
 fuzz: ## every fuzz target for FUZZTIME
 	@scripts/fuzz $(FUZZTIME)
 
-bench: setup build ## measurements of docs/benchmarks.md
-	@scripts/bench
+bench: setup build ## measure, and write docs/benchmarks.md (root)
+	@$(GO) run ./e2e/bench -roost $(BIN)
 
 golden: ## rewrite golden files; read the diff
 	$(GO) test ./... -run Golden -update

@@ -95,6 +95,7 @@ var arrows = map[string][]string{
 	"/e2e/real/probe": {},
 	"/e2e/compat":     {"/e2e/instance", "/machines"},
 	"/e2e/bench":      {"/e2e/instance", "/machines"},
+	"/e2e/bench/app":  {},
 }
 
 // libraries that only the named packages may import: the package that owns a
