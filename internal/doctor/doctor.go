@@ -40,18 +40,19 @@ type Finding struct {
 // The parts of the kernel that checks look at, as variables so that tests can
 // show them another host.
 type host struct {
-	proc, sys string
-	uid       int
-	lookPath  func(string) (string, error)
+	proc, sys, modules string
+	lxcfs              string // where lxcfs is mounted
+	uid                int
+	lookPath           func(string) (string, error)
 }
 
 // Examine runs every check for a server with the given configuration.
 func Examine(ctx context.Context, c config.Config) []Finding {
-	h := host{proc: "/proc", sys: "/sys", uid: os.Getuid(), lookPath: exec.LookPath}
+	h := host{proc: "/proc", sys: "/sys", modules: "/lib/modules", lxcfs: "/var/lib/lxcfs", uid: os.Getuid(), lookPath: exec.LookPath}
 	f := []Finding{
 		h.privilege(), h.kernel(), h.cgroups(), h.overlay(), h.runtime(ctx, c.Runtime),
 		h.binary("tini", "/usr/bin/tini-static", "first process of every machine", "apt-get install tini", Fatal),
-		h.binary("lxcfs", "/usr/bin/lxcfs", "machines see their own memory and CPUs in /proc", "apt-get install lxcfs", Warn),
+		h.ownFigures(),
 		h.swap(c.Swap), h.memory(c), h.goToolchain(), disk(c.Data),
 	}
 	for _, p := range network.Problems(ctx) {
@@ -148,6 +149,19 @@ func (h host) binary(check, path, use, mend string, missing Level) Finding {
 	return Finding{check, OK, path, ""}
 }
 
+// ownFigures looks for lxcfs, installed and at work.
+func (h host) ownFigures() Finding {
+	const use = "machines see their own memory and CPUs in /proc"
+	f := h.binary("lxcfs", "/usr/bin/lxcfs", use, "apt-get install lxcfs", Warn)
+	if f.Level != OK {
+		return f
+	}
+	if _, err := os.Stat(filepath.Join(h.lxcfs, "proc", "meminfo")); err != nil {
+		return Finding{f.Check, Warn, "lxcfs is installed and does not run (" + use + ")", "systemctl enable --now lxcfs"}
+	}
+	return f
+}
+
 func (h host) swap(mode string) Finding {
 	const check = "memory of suspended machines"
 	switch {
@@ -159,8 +173,12 @@ func (h host) swap(mode string) Finding {
 	if _, err := os.Stat(filepath.Join(h.sys, "block/zram0")); err == nil {
 		return Finding{check, OK, "goes to zram", ""}
 	}
-	if modules, err := filepath.Glob("/lib/modules/*/kernel/drivers/block/zram/zram.ko*"); err == nil && len(modules) > 0 {
-		return Finding{check, OK, "goes to zram", ""}
+	if release, err := os.ReadFile(filepath.Join(h.proc, "sys/kernel/osrelease")); err == nil {
+		// That of the running kernel: modules of another one cannot be loaded.
+		dir := filepath.Join(h.modules, strings.TrimSpace(string(release)))
+		if found, err := filepath.Glob(filepath.Join(dir, "kernel/drivers/block/zram/zram.ko*")); err == nil && len(found) > 0 {
+			return Finding{check, OK, "goes to zram", ""}
+		}
 	}
 	return Finding{check, Warn, "stays in memory: this kernel has no zram", "set swap = \"file:4GB\"; freezing works without, memory is just not given back"}
 }
