@@ -591,6 +591,36 @@ func TestSecondServerIsRefused(t *testing.T) {
 	}
 }
 
+// A start that fails takes back what it made; newHost's cleanup looks.
+func TestFailedStartLeavesNothing(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	taken, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", h.cfg.API)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = taken.Close() }()
+	cfg, err := json.Marshal(h.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("/proc/self/exe") //nolint:noctx // it ends by itself
+	cmd.Env = append(os.Environ(), "ROOST_TEST_ROLE=server", "ROOST_TEST_CONFIG="+string(cfg))
+	cmd.Stdout, cmd.Stderr = h.log, h.log
+	exited, err := testReaper.Start(cmd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case e := <-exited:
+		if e.Status == 0 {
+			t.Error("the server started although its address was taken")
+		}
+	case <-time.After(deadline):
+		t.Fatal("the server neither started nor ended")
+	}
+}
+
 func TestShutdownRestoresTheHost(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)

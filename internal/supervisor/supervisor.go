@@ -120,13 +120,17 @@ func runWith(ctx context.Context, cfg config.Config, argv func(child string) []s
 		<-reaping
 	}()
 
+	_, missing := os.Stat(cfg.RouterNamespace())
 	s.network, err = network.OpenRouter(ctx, networkOptions(&cfg), log)
 	if err != nil {
 		return fmt.Errorf("network: %w", err)
 	}
-	released := false
+	released, serving := false, false
 	defer func() {
-		if !released {
+		switch {
+		case !serving && missing != nil: // a start that failed leaves the host as it was
+			err = errors.Join(err, s.network.Close(context.WithoutCancel(ctx)))
+		case !released:
 			s.network.Release()
 		}
 	}()
@@ -154,6 +158,7 @@ func runWith(ctx context.Context, cfg config.Config, argv func(child string) []s
 	if err := s.openRuntime(life); err != nil {
 		return err
 	}
+	serving = true // from here on there may be machines
 	if err := s.adopt(life, edge); err != nil {
 		return err
 	}
