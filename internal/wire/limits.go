@@ -54,6 +54,20 @@ func refuse(c *machines.Config) error {
 	return nil
 }
 
+type persist struct{ member, value string }
+
+// persists lists where a config says what outlives a stop.
+func persists(c *machines.Config) []persist {
+	var list []persist
+	if c.RootFS != nil {
+		list = append(list, persist{"config.rootfs.persist", string(c.RootFS.Persist)})
+	}
+	if c.Guest != nil {
+		list = append(list, persist{"config.guest.persist_rootfs", string(c.Guest.PersistRootFS)})
+	}
+	return list
+}
+
 // given reports whether an undecoded member says anything.
 func given(raw json.RawMessage) bool {
 	switch string(raw) {
@@ -70,6 +84,9 @@ func warnings(c *machines.Config) []string {
 		if line := member + " is kept but not acted upon yet: " + meaning; !slices.Contains(list, line) {
 			list = append(list, line)
 		}
+	}
+	partly := func(member, meaning string) {
+		list = append(list, member+" is acted upon in part: "+meaning)
 	}
 	for i, s := range c.Services {
 		for j, p := range s.Ports {
@@ -113,6 +130,14 @@ func warnings(c *machines.Config) []string {
 	}
 	if len(c.Init.KernelArgs) > 0 {
 		warn("config.init.kernel_args", "machines share the host's kernel")
+	}
+	for _, p := range persists(c) {
+		switch p.value {
+		case string(root.PersistRestart):
+			partly(p.member, "the files outlive stops and starts, but not a restart of the host")
+		case string(root.PersistAlways):
+			partly(p.member, "the files outlive stops and starts, but neither an update nor a restart of the host")
+		}
 	}
 	if c.RootFS != nil && c.RootFS.SizeGB != 0 {
 		warn("config.rootfs.size_gb", "the root file system is as large as the host's disk")
