@@ -47,7 +47,7 @@ func (h *handlers) exec(w http.ResponseWriter, r *http.Request) error {
 }
 
 // maxExec bounds one exec, in seconds; longer work belongs into a machine of its own.
-const maxExec = 3600
+const maxExec = int(control.MaxExecTimeout / time.Second)
 
 // splitWords splits a command line as a shell does: quotes and backslashes,
 // but no expansion of any kind.
