@@ -232,7 +232,7 @@ func newMachineRunCmd(f *factory) *cobra.Command {
 
 With --rm the machine is destroyed when its command ends; without --detach its
 output is shown meanwhile and its exit code becomes this command's.`,
-		Example: "  roost machine run --app shop --port 80:8080 --autostop suspend registry.localhost/shop:latest\n" +
+		Example: "  roost machine run --app shop --port 80:8080 --autostop suspend \"$(roost image build . --app shop)\"\n" +
 			"  roost machine run --app shop --rm debian:bookworm-slim -- sh -c 'echo hello'",
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
