@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"errors"
 	"fmt"
 	"strconv"
 
@@ -85,14 +84,8 @@ func newAppDestroyCmd(f *factory) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if !yes {
-				ok, err := f.io.Confirm(fmt.Sprintf("Destroy %s with its %s for good?", app.Name, plural(app.MachineCount, "machine", "machines")))
-				if err != nil {
-					return err
-				}
-				if !ok {
-					return hintError{errors.New("nothing was destroyed"), "confirm with --yes where there is no terminal"}
-				}
+			if err := f.confirm(yes, fmt.Sprintf("Destroy %s with its %s for good?", app.Name, plural(app.MachineCount, "machine", "machines"))); err != nil {
+				return err
 			}
 			if err := c.DeleteApp(cmd.Context(), args[0], true); err != nil {
 				return err

@@ -80,7 +80,8 @@ func newAuthLoginCmd(f *factory) *cobra.Command {
 			if token == "" {
 				return usageError{errors.New("no token was given")}
 			}
-			url := first(f.url, os.Getenv("ROOST_URL"), "http://127.0.0.1:4280")
+			url := normalURL(first(f.url, os.Getenv("ROOST_URL"), "http://127.0.0.1:4280"))
+			f.address = url
 			who, err := whoami(cmd.Context(), client.New(machines.Options{BaseURL: url, Token: token}))
 			if err != nil {
 				return err

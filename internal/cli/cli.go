@@ -10,8 +10,6 @@ package cli
 import (
 	"context"
 	"errors"
-	"fmt"
-	"net/http"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -52,6 +50,8 @@ type factory struct {
 
 	url, token string // flags
 	app        string
+
+	address string // of the API, once there is a client
 }
 
 // Main runs the command line and returns the exit code.
@@ -84,7 +84,8 @@ func newRootCmd(f *factory, p Processes) *cobra.Command {
 			HiddenDefaultCmd: true,
 		},
 	}
-	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	cmd.SetFlagErrorFunc(flagError)
+	cmd.SetVersionTemplate("roost {{.Version}}\n")
 	cmd.PersistentFlags().StringVar(&f.url, "url", "", "address of the API (ROOST_URL; default: this host's own)")
 	cmd.PersistentFlags().StringVar(&f.token, "token", "", "token (ROOST_TOKEN or FLY_API_TOKEN; root on the host needs none)")
 	cmd.AddCommand(
@@ -93,7 +94,20 @@ func newRootCmd(f *factory, p Processes) *cobra.Command {
 		newAuthCmd(f), newTokenCmd(f),
 	)
 	cmd.AddCommand(newProcessCmds(p)...)
+	cmd.AddCommand(newVersionCmd(f))
+	cmd.Args, cmd.RunE = cobra.ArbitraryArgs, runGroup
+	explainUsage(cmd)
 	return cmd
+}
+
+func newVersionCmd(f *factory) *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Print the version of this binary", Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			f.io.Printf("roost %s\n", buildVersion())
+			return nil
+		},
+	}
 }
 
 func buildVersion() string {
@@ -104,82 +118,6 @@ func buildVersion() string {
 		return info.Main.Version
 	}
 	return "unknown"
-}
-
-// usageError marks a mistake in how a command was called.
-type usageError struct{ err error }
-
-func (e usageError) Error() string { return e.err.Error() }
-func (e usageError) Unwrap() error { return e.err }
-
-// exitCodeError passes a program's exit code on; there is nothing to print.
-type exitCodeError int
-
-func (e exitCodeError) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
-
-// hintError is an error with a next step.
-type hintError struct {
-	err  error
-	hint string
-}
-
-func (e hintError) Error() string { return e.err.Error() }
-func (e hintError) Unwrap() error { return e.err }
-
-// report prints what went wrong and returns the exit code.
-func (f *factory) report(ctx context.Context, cmd *cobra.Command, err error) int {
-	if err == nil {
-		return exitDone
-	}
-	if code, ok := errors.AsType[exitCodeError](err); ok {
-		return int(code)
-	}
-	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
-		f.io.Notef("Interrupted")
-		return exitInterrupted
-	}
-	apiErr, fromAPI := errors.AsType[*machines.Error](err)
-	message := err.Error()
-	if fromAPI && apiErr.Message != "" {
-		message = apiErr.Message
-	}
-	f.io.Notef("Error: %s", message)
-	if h, ok := errors.AsType[hintError](err); ok {
-		f.io.Notef("Hint: %s", h.hint)
-	}
-	switch {
-	case fromAPI && apiErr.Status == http.StatusUnauthorized:
-		f.io.Notef("Hint: log in with `roost auth login --token TOKEN`, or run as root on the host")
-		f.requestID(apiErr)
-		return exitUnauthenticated
-	case fromAPI:
-		f.requestID(apiErr)
-		return exitFailed
-	}
-	if isUsage(err) {
-		f.io.Notef("Run `%s --help` for usage.", cmd.CommandPath())
-		return exitUsage
-	}
-	return exitFailed
-}
-
-func (f *factory) requestID(e *machines.Error) {
-	if e.RequestID != "" {
-		f.io.Notef("Request: %s", e.RequestID)
-	}
-}
-
-// isUsage: cobra's own complaints about arguments have no type.
-func isUsage(err error) bool {
-	if _, ok := errors.AsType[usageError](err); ok {
-		return true
-	}
-	for _, text := range []string{"unknown command", "unknown flag", "unknown shorthand", "accepts ", "requires at least", "required flag"} {
-		if strings.HasPrefix(err.Error(), text) {
-			return true
-		}
-	}
-	return false
 }
 
 // client connects to the API: at --url or ROOST_URL, else, for root on the
@@ -199,13 +137,27 @@ func (f *factory) client() (*client.Client, error) {
 			o.BaseURL = first(stored.URL, "http://"+c.API)
 		}
 	}
-	if strings.HasPrefix(o.BaseURL, "/") {
-		o.BaseURL = "unix://" + o.BaseURL
-	}
-	if o.Token == "" && (stored.URL == "" || stored.URL == o.BaseURL) {
+	o.BaseURL = normalURL(o.BaseURL)
+	// A token goes nowhere but where it was accepted.
+	if o.Token == "" && normalURL(stored.URL) == o.BaseURL {
 		o.Token = stored.Token
 	}
+	f.address = o.BaseURL
 	return client.New(o), nil
+}
+
+// normalURL reads an address of the API as people write it: a URL, HOST:PORT,
+// or the path of a socket.
+func normalURL(s string) string {
+	switch {
+	case s == "":
+		return ""
+	case strings.HasPrefix(s, "/"):
+		return "unix://" + s
+	case !strings.Contains(s, "://"):
+		s = "http://" + s
+	}
+	return strings.TrimRight(s, "/")
 }
 
 // appName is the app that a command is about.
@@ -243,7 +195,7 @@ func jsonFlag(cmd *cobra.Command, on *bool) *cobra.Command {
 
 // group is a command that only holds others.
 func group(use, short string, aliases []string, verbs ...*cobra.Command) *cobra.Command {
-	cmd := &cobra.Command{Use: use, Short: short, Aliases: aliases, Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
+	cmd := &cobra.Command{Use: use, Short: short, Aliases: aliases, Args: cobra.ArbitraryArgs, RunE: runGroup}
 	cmd.AddCommand(verbs...)
 	return cmd
 }

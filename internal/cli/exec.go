@@ -2,6 +2,7 @@ package cli
 
 import (
 	"errors"
+	"net/http"
 	"os"
 	"os/signal"
 	"syscall"
@@ -10,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/roost-run/roost/internal/client"
+	"github.com/roost-run/roost/machines"
 )
 
 func newMachineExecCmd(f *factory) *cobra.Command {
@@ -46,8 +48,11 @@ func newMachineExecCmd(f *factory) *cobra.Command {
 				defer restore()
 			}
 			end, err := c.ExecStream(cmd.Context(), app, args[0], start, streams)
+			if machines.StatusOf(err) == http.StatusPreconditionFailed {
+				return hintError{err, "start it with `roost machine start --app " + app + " " + args[0] + "`"}
+			}
 			if err != nil {
-				return err
+				return unknownMachine(err, app)
 			}
 			if end.Code != 0 {
 				return exitCodeError(end.Code)

@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/roost-run/roost/internal/client"
+	"github.com/roost-run/roost/machines"
 )
 
 func newImageCmd(f *factory) *cobra.Command {
@@ -75,7 +76,7 @@ func newImagePullCmd(f *factory) *cobra.Command {
 			image, err := c.PullImage(cmd.Context(), args[0], func(p client.Progress) {
 				if p.State != last && p.Layer == "" {
 					last = p.State
-					f.io.Notef("%s", p.State)
+					f.io.Notef("%s: %s", args[0], p.State)
 				}
 			})
 			if err != nil {
@@ -137,7 +138,7 @@ func newImageRemoveCmd(f *factory) *cobra.Command {
 				if err := c.RemoveImage(cmd.Context(), ref); err != nil {
 					return err
 				}
-				f.io.Notef("%s removed", ref)
+				f.io.Notef("Image %s removed", ref)
 			}
 			return nil
 		},
@@ -165,31 +166,54 @@ cancels the build.`,
 			if err != nil {
 				return err
 			}
+			if fi, err := os.Stat(args[0]); err != nil || !fi.IsDir() {
+				return usageError{fmt.Errorf("%s is not a directory: name the one that holds the program", args[0])}
+			}
 			ignored, err := readIgnore(args[0])
 			if err != nil {
 				return err
 			}
 			pr, pw := io.Pipe()
-			sent := make(chan struct{})
+			sent := make(chan error, 1)
 			go func() { // ends when everything was read or the request ended
-				defer close(sent)
-				pw.CloseWithError(writeContext(cmd.Context(), pw, args[0], ignored))
+				err := writeContext(cmd.Context(), pw, args[0], ignored)
+				pw.CloseWithError(err)
+				sent <- err
 			}()
+			var last string
 			image, err := c.BuildImage(cmd.Context(), app, "go", map[string]string{"package": pkg}, pr, func(p client.Progress) {
 				if p.Log != nil {
-					f.io.Notef("%s", *p.Log)
+					last = *p.Log
+					f.io.Notef("%s", last)
 				}
 			})
 			_ = pr.Close() // releases the writer if the reply came early
-			<-sent
+			if broken := <-sent; broken != nil && !errors.Is(broken, io.ErrClosedPipe) && cmd.Context().Err() == nil {
+				return broken // why the request failed
+			}
 			if err != nil {
-				return err
+				return shownOnce(err, last)
 			}
 			return f.printImage(image, asJSON)
 		},
 	}
 	cmd.Flags().StringVar(&pkg, "package", ".", "the main package, relative to DIR")
 	return f.onApp(jsonFlag(cmd, &asJSON))
+}
+
+// shownOnce cuts from a build's error the output that was shown as its log.
+func shownOnce(err error, last string) error {
+	apiErr, ok := errors.AsType[*machines.Error](err)
+	if !ok || last == "" {
+		return err
+	}
+	summary, output, ok := strings.Cut(apiErr.Message, "\n")
+	if !ok || !strings.HasSuffix(strings.TrimSpace(output), strings.TrimSpace(last)) {
+		return err
+	}
+	short := *apiErr
+	short.Message = strings.TrimSuffix(summary, ":")
+	return &short
 }
 
 // readIgnore reads dir's .dockerignore; without one nothing is ignored.

@@ -22,19 +22,24 @@ func newMachineCmd(f *factory) *cobra.Command {
 	)
 }
 
-// waitTimeout is how long a verb waits for a machine to get where it should.
-const waitTimeout = 5 * time.Minute
+const (
+	// waitTimeout is how long a verb waits for a machine to get where it
+	// should: a large image on a slow disk, and the longest stop timeout.
+	waitTimeout = 5*time.Minute + 30*time.Second
+	// firstWait is how long nothing is said: most machines are there by then.
+	firstWait = 2 * time.Second
+	// eachWait is how often it is said what is waited for.
+	eachWait = 10 * time.Second
+)
 
-// await waits until a machine is in a state, telling a person what it waits
-// for. A machine that ended up elsewhere is an error that says why.
+// await waits until a machine is in a state. When that takes long it says what
+// it waits for, for how long at most, and what the machine does meanwhile. A
+// machine that ended up elsewhere is an error that says why.
 func (f *factory) await(ctx context.Context, c *client.Client, app string, m *machines.Machine, want machines.State) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, waitTimeout, fmt.Errorf("machine %s is not %s after %s", m.ID, want, waitTimeout))
 	defer cancel()
-	if f.io.ErrTTY {
-		f.io.Notef("Waiting for %s to be %s (at most %s)", m.ID, want, waitTimeout)
-	}
-	for {
-		_, err := c.Wait(ctx, app, m.ID, machines.WaitOptions{State: want, Timeout: 10 * time.Second})
+	for each := firstWait; ; each = eachWait {
+		_, err := c.Wait(ctx, app, m.ID, machines.WaitOptions{State: want, Timeout: each})
 		if err == nil {
 			return nil
 		}
@@ -52,7 +57,22 @@ func (f *factory) await(ctx context.Context, c *client.Client, app string, m *ma
 		if problem := failure(now, want); problem != "" {
 			return hintError{fmt.Errorf("machine %s is %s instead of %s: %s", m.ID, now.State, want, problem), "`roost machine logs --app " + app + " " + m.ID + "` shows what it said"}
 		}
+		if deadline, ok := ctx.Deadline(); ok {
+			f.io.Notef("Waiting for machine %s to be %s: it is %s; %s left", m.ID, want, now.State, time.Until(deadline).Round(time.Second))
+		}
 	}
+}
+
+// unknownMachine adds where to find ids to an error about one that there is not.
+func unknownMachine(err error, app string) error {
+	apiErr, ok := errors.AsType[*machines.Error](err)
+	if !ok || !strings.Contains(apiErr.Message, "machine") {
+		return err
+	}
+	if apiErr.Status == http.StatusNotFound || strings.HasPrefix(apiErr.Message, "invalid machine ID") {
+		return hintError{err, "`roost machine list --app " + app + "` shows the machines"}
+	}
+	return err
 }
 
 // failure says why a machine will not get to the wanted state by itself, "" if
@@ -113,12 +133,13 @@ func machineVerb(f *factory, use, short string, act func(ctx context.Context, c 
 			}
 			var failed []error
 			for _, id := range ids {
-				if err := act(cmd.Context(), c, app, id); err != nil {
-					failed = append(failed, fmt.Errorf("%s: %w", id, err))
+				err := unknownMachine(act(cmd.Context(), c, app, id), app)
+				if len(ids) == 1 {
+					return err
 				}
-			}
-			if len(failed) == 1 {
-				return failed[0]
+				if err != nil {
+					failed = append(failed, aboutError{id, err})
+				}
 			}
 			return errors.Join(failed...)
 		},
@@ -138,7 +159,7 @@ func newMachineStartCmd(f *factory) *cobra.Command {
 				return err
 			}
 		}
-		f.io.Notef("%s started (was %s)", id, r.PreviousState)
+		f.io.Notef("Machine %s started (was %s)", id, r.PreviousState)
 		return nil
 	})
 	cmd.Flags().BoolVarP(&detach, "detach", "d", false, "do not wait until it runs")
@@ -160,7 +181,7 @@ func newMachineStopCmd(f *factory) *cobra.Command {
 				return err
 			}
 		}
-		f.io.Notef("%s stopped", id)
+		f.io.Notef("Machine %s stopped", id)
 		return nil
 	})
 	cmd.Flags().StringVarP(&sig, "signal", "s", "", "signal to send (default: the machine's own, else SIGINT)")
@@ -177,7 +198,7 @@ func newMachineSuspendCmd(f *factory) *cobra.Command {
 		if err := f.await(ctx, c, app, &machines.Machine{ID: id}, machines.StateSuspended); err != nil {
 			return err
 		}
-		f.io.Notef("%s suspended", id)
+		f.io.Notef("Machine %s suspended", id)
 		return nil
 	})
 }
@@ -195,7 +216,7 @@ func newMachineRestartCmd(f *factory) *cobra.Command {
 		if err := f.await(ctx, c, app, &machines.Machine{ID: id}, machines.StateStarted); err != nil {
 			return err
 		}
-		f.io.Notef("%s restarted", id)
+		f.io.Notef("Machine %s restarted", id)
 		return nil
 	})
 	cmd.Flags().StringVarP(&sig, "signal", "s", "", "signal to stop it with")
@@ -207,19 +228,16 @@ func newMachineRestartCmd(f *factory) *cobra.Command {
 func newMachineDestroyCmd(f *factory) *cobra.Command {
 	var force, yes bool
 	cmd := machineVerb(f, "destroy", "Remove machines for good", func(ctx context.Context, c *client.Client, app, id string) error {
-		if !yes {
-			ok, err := f.io.Confirm("Destroy machine " + id + " of " + app + "?")
-			if err != nil {
-				return err
-			}
-			if !ok {
-				return hintError{errors.New("nothing was destroyed"), "confirm with --yes where there is no terminal"}
-			}
-		}
-		if err := c.Destroy(ctx, app, id, force); err != nil {
+		if err := f.confirm(yes, "Destroy machine "+id+" of "+app+"?"); err != nil {
 			return err
 		}
-		f.io.Notef("%s destroyed", id)
+		if err := c.Destroy(ctx, app, id, force); err != nil {
+			if machines.StatusOf(err) == http.StatusPreconditionFailed && !force {
+				return hintError{err, "--force also destroys a machine that runs"}
+			}
+			return err
+		}
+		f.io.Notef("Machine %s destroyed", id)
 		return nil
 	})
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "also a machine that runs")
@@ -303,7 +321,7 @@ func newMachineStatusCmd(f *factory) *cobra.Command {
 			}
 			m, err := c.Get(cmd.Context(), app, args[0])
 			if err != nil {
-				return err
+				return unknownMachine(err, app)
 			}
 			if asJSON {
 				return f.io.JSON(m)

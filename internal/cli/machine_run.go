@@ -251,10 +251,7 @@ output is shown meanwhile and its exit code becomes this command's.`,
 			}
 			m, err := c.Create(cmd.Context(), app, req)
 			if err != nil {
-				if machines.StatusOf(err) == http.StatusNotFound && strings.Contains(err.Error(), "app") {
-					return hintError{err, "make it with `roost app create " + app + "`"}
-				}
-				return err
+				return f.noMachine(cmd.Context(), c, app, err)
 			}
 			f.printWarnings(m)
 			if o.rm && !detach && !skipLaunch {
@@ -289,6 +286,18 @@ output is shown meanwhile and its exit code becomes this command's.`,
 	return f.onApp(jsonFlag(cmd, &asJSON))
 }
 
+// noMachine explains why a machine was not made: a missing app and a missing
+// image are both "not found".
+func (f *factory) noMachine(ctx context.Context, c *client.Client, app string, err error) error {
+	if machines.StatusOf(err) != http.StatusNotFound {
+		return err
+	}
+	if _, appErr := c.App(ctx, app); machines.StatusOf(appErr) == http.StatusNotFound {
+		return hintError{err, "make it with `roost app create " + app + "`"}
+	}
+	return hintError{err, "`roost image list` shows the images on the host"}
+}
+
 func (f *factory) printWarnings(m *machines.Machine) {
 	for _, w := range m.Warnings {
 		f.io.Notef("Warning: %s", w)
@@ -312,12 +321,15 @@ func (f *factory) attach(ctx context.Context, c *client.Client, app string, m *m
 			return nil
 		})
 	}()
-	ended := f.await(ctx, c, app, m, machines.StateDestroyed)
+	ended := awaitEnd(ctx, c, app, m.ID)
 	// The last lines may still be on their way: the runner's own is the end.
 	timer := time.AfterFunc(lastLines, stop)
 	defer timer.Stop()
 	if err := <-shown; err != nil && !errors.Is(err, errEnded) && logs.Err() == nil {
 		f.io.Notef("Warning: the output may be incomplete: %v", err)
+	}
+	if ended != nil && ctx.Err() != nil {
+		return hintError{ended, "machine " + m.ID + " runs on; `roost machine destroy --app " + app + " --force --yes " + m.ID + "` ends it"}
 	}
 	if ended != nil {
 		return ended
@@ -336,6 +348,20 @@ func (f *factory) attach(ctx context.Context, c *client.Client, app string, m *m
 		return exitCodeError(max(exit.ExitCode, 1))
 	}
 	return nil
+}
+
+// awaitEnd waits until a one-off machine is gone, however long it takes.
+func awaitEnd(ctx context.Context, c *client.Client, app, id string) error {
+	for {
+		_, err := c.Wait(ctx, app, id, machines.WaitOptions{State: machines.StateDestroyed, Timeout: time.Minute})
+		switch machines.StatusOf(err) {
+		case http.StatusRequestTimeout:
+			continue
+		case http.StatusNotFound:
+			return nil
+		}
+		return err
+	}
 }
 
 // exitOf reads how a destroyed machine ended.
@@ -379,7 +405,7 @@ func newMachineUpdateCmd(f *factory) *cobra.Command {
 			}
 			m, err := c.Get(cmd.Context(), app, args[0])
 			if err != nil {
-				return err
+				return unknownMachine(err, app)
 			}
 			if m.Config == nil {
 				return errors.New("the machine's host cannot be reached, so its config is not known")
@@ -402,7 +428,7 @@ func newMachineUpdateCmd(f *factory) *cobra.Command {
 					return err
 				}
 			}
-			f.io.Notef("%s updated to version %s", m.ID, next.InstanceID)
+			f.io.Notef("Machine %s updated to version %s", m.ID, next.InstanceID)
 			return nil
 		},
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"time"
@@ -49,10 +50,35 @@ stops the machines as well and leaves the host as it was.`,
 		if err := doctor.Refuse(doctor.Examine(cmd.Context(), c)); err != nil {
 			return hintError{err, "`roost doctor` shows everything about this host"}
 		}
-		return p.Server(cmd.Context(), c)
+		f.announce(c)
+		err = p.Server(cmd.Context(), c)
+		if errors.Is(err, unix.EADDRINUSE) {
+			return hintError{err, "`--listen :8080=80` serves port 80's apps on 8080, `--api 127.0.0.1:4281` moves the API"}
+		}
+		return err
 	}
 	cmd.AddCommand(newServerStopCmd(f))
 	return cmd
+}
+
+// announce says where a server will be found.
+func (f *factory) announce(c config.Config) {
+	f.io.Notef("Starting Roost %s; its state is in %s", buildVersion(), c.Data)
+	for _, l := range c.Listen {
+		host, port, err := net.SplitHostPort(l.Addr)
+		if err != nil {
+			continue // it was checked
+		}
+		name := "<app>." + c.Domain
+		if port != "80" {
+			name = net.JoinHostPort(name, port)
+		}
+		f.io.Notef("  apps   http://%s (on %s)", name, first(host, "every address"))
+	}
+	if c.API != "" {
+		f.io.Notef("  API    http://%s, its first token in %s", c.API, c.AdminToken())
+	}
+	f.io.Notef("  root   %s, without token", c.APISocket())
 }
 
 // stopTimeout is how long stopping every machine may take: the longest

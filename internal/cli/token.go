@@ -1,6 +1,10 @@
 package cli
 
 import (
+	"fmt"
+	"slices"
+	"strings"
+
 	"github.com/spf13/cobra"
 
 	"github.com/roost-run/roost/internal/client"
@@ -25,6 +29,12 @@ deploy (an app and its images), read (an organisation or app, reading only).`,
 		ValidArgs: []string{"org", "app", "deploy", "read"},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			in.Scope = args[0]
+			if !slices.Contains(cmd.ValidArgs, in.Scope) {
+				return usageError{fmt.Errorf("%q is not a scope: use one of %s", in.Scope, strings.Join(cmd.ValidArgs, ", "))}
+			}
+			if f.app == "" && (in.Scope == "app" || in.Scope == "deploy") {
+				return usageError{fmt.Errorf("a token of scope %s is for one app: name it with --app", in.Scope)}
+			}
 			if in.Name == "" {
 				in.Name = args[0]
 				if f.app != "" {
