@@ -589,6 +589,11 @@ func TestSecondServerIsRefused(t *testing.T) {
 	if err := Run(t.Context(), h.cfg); root.KindOf(err) != root.Conflict {
 		t.Errorf("got %v, want kind conflict", err)
 	}
+	elsewhere := h.cfg
+	elsewhere.Run = t.TempDir()
+	if err := Run(t.Context(), elsewhere); root.KindOf(err) != root.Conflict || !strings.Contains(err.Error(), "data directory") {
+		t.Errorf("the same data directory: got %v, want kind conflict", err)
+	}
 }
 
 // A start that fails takes back what it made; newHost's cleanup looks.

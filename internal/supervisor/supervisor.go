@@ -82,11 +82,15 @@ func runWith(ctx context.Context, cfg config.Config, argv func(child string) []s
 			return fmt.Errorf("make the directories: %w", err)
 		}
 	}
-	unlock, err := lock(filepath.Join(cfg.Run, "server.lock"))
-	if err != nil {
-		return err
+	// Names in the kernel follow from the data directory, so two servers with
+	// the same one would also share a network.
+	for _, d := range []struct{ key, dir string }{{"run", cfg.Run}, {"data", cfg.Data}} {
+		unlock, err := lock(filepath.Join(d.dir, "server.lock"), d.key)
+		if err != nil {
+			return err
+		}
+		defer unlock()
 	}
-	defer unlock()
 	before, beforeErr := config.ReadEffective(cfg.Run)
 	if err := config.WriteEffective(cfg); err != nil {
 		return err
@@ -336,8 +340,8 @@ func (s *server) host() (orders.HostStatus, error) {
 	}, nil
 }
 
-// lock makes sure that a run directory has one server.
-func lock(path string) (unlock func(), err error) {
+// lock makes sure that a directory has one server; key is what it is.
+func lock(path, key string) (unlock func(), err error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
@@ -346,7 +350,7 @@ func lock(path string) (unlock func(), err error) {
 		holder, _ := os.ReadFile(path) // best effort, for the message
 		_ = f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, root.Errorf(root.Conflict, "another roost server (process %s) uses this run directory: stop it, or give this one its own --run and --data", holder)
+			return nil, root.Errorf(root.Conflict, "another roost server (process %s) uses this %s directory: stop it, or give this one its own --run and --data", holder, key)
 		}
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
