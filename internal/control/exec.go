@@ -22,8 +22,9 @@ const (
 	MaxExecTimeout     = 10 * time.Minute
 	MaxExecOutput      = 1 << 20 // of each stream
 	// lingerTimeout is for output that is on its way when the command has
-	// ended; a background process that keeps the stream open gets no more.
-	lingerTimeout = 200 * time.Millisecond
+	// ended, on a busy host too; only a background process that keeps the
+	// stream open makes a caller wait for it.
+	lingerTimeout = 2 * time.Second
 )
 
 // Exec runs a command and returns its output; a non-zero exit is no error.
