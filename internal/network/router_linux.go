@@ -224,6 +224,16 @@ func (r *Router) Network() *Network { return r.net }
 // SetSuspended says whether packets to the machine behind iface are reported
 // by Wakes. Set it before the freeze, so that no packet falls in between.
 func (r *Router) SetSuspended(iface string, on bool) error {
+	if on {
+		// A machine that falls asleep again within wakeInterval of a report:
+		// its next packet may be the only one, the kernel acknowledges it.
+		err := r.net.nft(func(c *nftables.Conn) error {
+			return c.SetDeleteElements(r.net.sets.woken, []nftables.SetElement{{Key: ifname(iface)}})
+		})
+		if err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("watch for packets to %s: %w", iface, err)
+		}
+	}
 	err := r.net.nft(func(c *nftables.Conn) error {
 		e := []nftables.SetElement{{Key: ifname(iface)}}
 		if on {

@@ -99,6 +99,22 @@ func TestFirstPacketWakes(t *testing.T) {
 	ws.wait(t, sleeper.Interface)
 }
 
+// TestAsleepAgainAtOnce: the limit on reports does not swallow the packet that
+// comes right after a machine was woken and put to sleep again.
+func TestAsleepAgainAtOnce(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	ws := watchWakes(t, w.router)
+	asker, sleeper := w.attach(1, 7), w.attach(2, 7)
+	serve(t, sleeper.ns, 8080)
+	for range 3 {
+		must(t, w.router.SetSuspended(sleeper.Interface, true))
+		reaches(t, "asleep", asker.ns, "tcp", at(sleeper.IPv4, 8080), asker.IPv4)
+		ws.wait(t, sleeper.Interface)
+		must(t, w.router.SetSuspended(sleeper.Interface, false))
+	}
+}
+
 // TestWakesAreRateLimited floods a suspended machine.
 func TestWakesAreRateLimited(t *testing.T) {
 	t.Parallel()
