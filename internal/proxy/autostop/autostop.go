@@ -224,6 +224,11 @@ func (l *Loop) look(ctx context.Context, t *timer) {
 		l.again(t, now.Add(p.After)) // not sooner than that
 		return
 	}
+	if c.BusyUntil.After(now) {
+		// Its end may be moved, to now as well, and nobody tells.
+		l.again(t, earlier(c.BusyUntil.Add(p.After), now.Add(min(max(p.After, minRecheck), maxRecheck))))
+		return
+	}
 	idle := c.IdleSince
 	if c.BusyUntil.After(idle) {
 		idle = c.BusyUntil
@@ -238,6 +243,13 @@ func (l *Loop) look(ctx context.Context, t *timer) {
 		return
 	}
 	l.act(ctx, t, m, p, reasonFor(m, running))
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
 }
 
 // reasonFor is Fly's log line.
