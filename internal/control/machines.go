@@ -145,6 +145,9 @@ func (s *Machines) List(ctx context.Context, a auth.Actor, app root.AppName, f F
 	}
 	out := []*root.Machine{}
 	for _, m := range s.Catalog.Snapshot().Machines(app) {
+		if m.Status.State == root.StateDestroyed && !f.IncludeDeleted {
+			continue // its record goes in a moment
+		}
 		if f.matches(m) {
 			out = append(out, m.Clone())
 		}
