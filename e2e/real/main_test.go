@@ -9,6 +9,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -69,7 +70,17 @@ func clientOf(i *instance.Instance) *machines.Client {
 
 const probe = "registry.localhost/probe:latest"
 
+// parallel is how many tests run at once unless -parallel says so: most of
+// their time they wait.
+const parallel = "8"
+
 func TestMain(m *testing.M) {
+	flag.Parse()
+	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue {
+		if err := f.Value.Set(parallel); err != nil {
+			panic(err)
+		}
+	}
 	code, err := run(m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "e2e/real:", err)

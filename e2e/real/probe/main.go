@@ -277,6 +277,9 @@ func routes() http.Handler {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		}
+		if token := r.URL.Query().Get("token"); token != "" {
+			req.Header.Set("Authorization", "Bearer "+token)
+		}
 		resp, err := hc.Do(req)
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusBadGateway)
@@ -285,6 +288,14 @@ func routes() http.Handler {
 		defer resp.Body.Close()
 		w.WriteHeader(resp.StatusCode)
 		_, _ = io.Copy(w, resp.Body)
+	})
+	mux.HandleFunc("/reverse", func(w http.ResponseWriter, r *http.Request) {
+		names, err := net.DefaultResolver.LookupAddr(r.Context(), r.URL.Query().Get("ip"))
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusNotFound)
+			return
+		}
+		fmt.Fprintln(w, strings.Join(names, " "))
 	})
 	mux.HandleFunc("/lookup", func(w http.ResponseWriter, r *http.Request) {
 		addrs, err := net.DefaultResolver.LookupHost(r.Context(), r.URL.Query().Get("name"))
