@@ -12,7 +12,7 @@ TEST_TIMEOUT ?= 10m
 
 export CGO_ENABLED ?= 0
 
-.PHONY: help setup build demo test check lint unit e2e fuzz bench golden clean
+.PHONY: help setup build demo test check lint unit e2e fuzz bench vm golden clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-8s %s\n", $$1, $$2}'
@@ -49,6 +49,9 @@ fuzz: ## every fuzz target for FUZZTIME
 
 bench: setup build ## measure, and write docs/benchmarks.md (root)
 	@$(GO) run ./e2e/bench -roost $(BIN)
+
+vm: ## the tests and the systemd unit on a plain Debian 12 in qemu (root; not part of test)
+	$(GO) run ./e2e/vm $(VM_FLAGS)
 
 golden: ## rewrite golden files; read the diff
 	$(GO) test ./... -run Golden -update

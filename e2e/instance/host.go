@@ -50,6 +50,10 @@ func ReadHost(ctx context.Context, dirs ...string) (HostState, error) {
 					line = strings.Join(f[1:4], " ")
 				}
 			}
+			if kind == "route" {
+				// What router advertisements brought counts down.
+				line, _, _ = strings.Cut(line, " expires ")
+			}
 			add(kind, line)
 		}
 	}
