@@ -45,7 +45,7 @@ var arrows = map[string][]string{
 	"catalog":       {},
 	"catalog/feed":  {"catalog"},
 
-	"control":   {"state", "catalog", "placement", "rollout", "auth", "seal", "orders"},
+	"control":   {"state", "catalog", "placement", "auth", "orders"},
 	"placement": {},
 	"auth":      {},
 	"wire":      {"/machines"},
@@ -55,7 +55,7 @@ var arrows = map[string][]string{
 	"api/machines": {"orders", "api/...", "control", "catalog", "auth", "wire", "/machines"},
 	"api/roost":    {"orders", "api/...", "control", "catalog", "auth", "wire", "/machines", "client"},
 
-	"agent":                       {"config", "orders", "state", "catalog", "runtime/...", "image", "volume", "network", "seal", "machinelog"},
+	"agent":                       {"config", "orders", "state", "catalog", "runtime/...", "image", "network", "machinelog"},
 	"runtime":                     {},
 	"runtime/runc":                {"runtime", "runtime/cgroup", "runtime/bundle"},
 	"runtime/cgroup":              {"runtime"},
@@ -68,7 +68,7 @@ var arrows = map[string][]string{
 	"network":                     {},
 	"machinelog":                  {},
 
-	"proxy":          {"catalog", "certs/serve", "health", "proxy/..."},
+	"proxy":          {"catalog", "health", "proxy/..."},
 	"proxy/route":    {},
 	"proxy/balance":  {"proxy/route"},
 	"proxy/replay":   {},
@@ -76,7 +76,6 @@ var arrows = map[string][]string{
 	"proxy/rawtest":  {},
 	"proxy/wake":     {},
 	"proxy/autostop": {"proxy/balance", "proxy/load"},
-	"proxy/statics":  {},
 	"health":         {},
 	"nameserver":     {"catalog"},
 	"metrics":        {},
@@ -85,7 +84,7 @@ var arrows = map[string][]string{
 	"builder":         {"builder/...", "image", "config"},
 	"builder/gobuild": {"image"},
 	"client":          {"/machines"},
-	"cli":             {"cli/term", "client", "/machines", "appconfig", "config", "doctor"},
+	"cli":             {"cli/term", "client", "/machines", "config", "doctor"},
 	"cli/term":        {},
 	"/examples/store": {"/serverless", "/machines"},
 	"/e2e/instance":   {"/machines"},
@@ -96,6 +95,7 @@ var arrows = map[string][]string{
 	"/e2e/compat":     {"/e2e/instance", "/machines"},
 	"/e2e/bench":      {"/e2e/instance", "/machines"},
 	"/e2e/bench/app":  {},
+	"/e2e/vm":         {"/e2e/instance", "/machines"},
 }
 
 // libraries that only the named packages may import: the package that owns a
