@@ -133,7 +133,8 @@ func environment(own []string, home string) ([]string, error) {
 	if !has("PATH") {
 		env = append(env, "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/go/bin")
 	}
-	return append(env, "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+runtime.GOARCH, "GOWORK="+goWork(own)), nil
+	// What root keeps for itself is not for builds, which could not read it.
+	return append(env, "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+runtime.GOARCH, "GOWORK="+goWork(own), "NETRC=/dev/null", "GIT_CONFIG_GLOBAL=/dev/null"), nil
 }
 
 // goWork is off unless asked for: a go.work above the context is not part of it.
@@ -152,9 +153,56 @@ type build struct {
 	command string
 	env     []string
 	log     func(string)
+	cage    *cage // nil: none
+}
+
+// lockIn makes the cage: the source, the binary's directory, and what the go
+// command keeps. It is asked elsewhere than in the source's directory, where
+// the source could have a say in it.
+func (b *build) lockIn(ctx context.Context) (cleanup func(), err error) {
+	if err := os.MkdirAll(b.s.Out, 0o700); err != nil {
+		return nil, fmt.Errorf("build: %w", err)
+	}
+	tmp, err := os.MkdirTemp(b.s.Out, "tmp-")
+	if err != nil {
+		return nil, fmt.Errorf("build: %w", err)
+	}
+	cleanup = func() { _ = os.RemoveAll(tmp) } // the next build does not mind
+	b.env = append(b.env, "TMPDIR="+tmp, "GOTMPDIR="+tmp)
+	outside := build{s: b.s, dir: "/", command: b.command, env: b.env, log: b.log}
+	out, text, err := outside.goCommand(ctx, "env", "GOROOT", "GOENV", "GOCACHE", "GOMODCACHE", "GOPATH", "GOTELEMETRYDIR")
+	if err != nil {
+		cleanup()
+		return nil, fmt.Errorf("go env: %w: %s", err, text)
+	}
+	c := &cage{read: append([]string{filepath.Dir(b.command)}, system...), write: []string{b.s.Dir, b.s.Out}}
+	for i, dir := range strings.Split(strings.TrimSuffix(out, "\n"), "\n") {
+		switch {
+		case !filepath.IsAbs(dir): // an older go command knows less; some can be "off"
+		case i < 2:
+			c.read = append(c.read, dir)
+		default:
+			if i == 4 { // GOPATH: checksums are below pkg; the rest is people's
+				first, _, _ := strings.Cut(dir, string(filepath.ListSeparator))
+				dir = filepath.Join(first, "pkg")
+			}
+			if err := os.MkdirAll(dir, 0o755); err != nil {
+				cleanup()
+				return nil, fmt.Errorf("build: %w", err)
+			}
+			c.write = append(c.write, dir)
+		}
+	}
+	b.cage = c
+	return cleanup, nil
 }
 
 func (b *build) run(ctx context.Context) (Binary, error) {
+	cleanup, err := b.lockIn(ctx)
+	if err != nil {
+		return Binary{}, err
+	}
+	defer cleanup()
 	out, text, err := b.goCommand(ctx, "list", "-f", "{{.Name}} {{.ImportPath}}", ".")
 	if err != nil {
 		return Binary{}, b.failed(ctx, "the Go package cannot be read", text, err)
@@ -166,9 +214,6 @@ func (b *build) run(ctx context.Context) (Binary, error) {
 	goRoot, _, err := b.goCommand(ctx, "env", "GOROOT")
 	if err != nil {
 		return Binary{}, fmt.Errorf("go env: %w", err)
-	}
-	if err := os.MkdirAll(b.s.Out, 0o700); err != nil {
-		return Binary{}, fmt.Errorf("build: %w", err)
 	}
 	bin := Binary{Name: binaryName(importPath), Root: strings.TrimSpace(goRoot)}
 	bin.Path = filepath.Join(b.s.Out, bin.Name)
@@ -257,8 +302,24 @@ func (b *build) goCommand(ctx context.Context, args ...string) (out, text string
 		}
 		_, _ = io.Copy(io.Discard, r) // an endless line: the compiler must not block
 	})
-	err = cmd.Run()
+	if err = b.start(cmd); err == nil {
+		err = cmd.Wait()
+	}
 	_ = w.Close() // of a pipe in memory: cannot fail
 	wg.Wait()
 	return stdout.String(), stderr.String(), err
+}
+
+// start starts a command in the cage.
+func (b *build) start(cmd *exec.Cmd) error {
+	if b.cage == nil {
+		return cmd.Start()
+	}
+	err := b.cage.start(cmd.Start)
+	if errors.Is(err, errNoCage) {
+		b.log("warning: " + err.Error() + ": the source is built without being kept from the host's files")
+		b.cage = nil
+		return cmd.Start()
+	}
+	return err
 }

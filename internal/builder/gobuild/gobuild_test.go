@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
@@ -113,5 +114,48 @@ func TestBaseLayer(t *testing.T) {
 	// A host without any of it still makes a layer.
 	if missing, err := WriteBase(io.Discard, t.TempDir()); err != nil || len(missing) != 1 || !strings.Contains(missing[0], "time zones") {
 		t.Errorf("without time zones: got %q, %v", missing, err)
+	}
+}
+
+// The toolchain reads for whoever wrote the source: it must not read what is
+// the host's.
+func TestSourceCannotReadTheHost(t *testing.T) {
+	t.Parallel()
+	host := t.TempDir()
+	write := func(name, text string) {
+		t.Helper()
+		if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o700), os.WriteFile(name, []byte(text), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(filepath.Join(host, "token"), "secret_of_the_host\n")
+	write(filepath.Join(host, "other", "go.mod"), "module other\n")
+	write(filepath.Join(host, "other", "other.go"), "package other\n\nconst Secret = 1\n")
+	for name, files := range map[string]map[string]string{
+		"include": {
+			"go.mod":  "module x\n",
+			"main.go": "package main\n\nfunc f()\n\nfunc main() { f() }\n",
+			"f.s":     "#include \"" + filepath.Join(host, "token") + "\"\n",
+		},
+		"replace": {
+			"go.mod":  "module x\n\nrequire other v0.0.0\n\nreplace other => " + filepath.Join(host, "other") + "\n",
+			"main.go": "package main\n\nimport \"other\"\n\nfunc main() { println(other.Secret) }\n",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			for f, text := range files {
+				write(filepath.Join(dir, f), text)
+			}
+			var log strings.Builder
+			_, err := Build(t.Context(), Source{Dir: dir, Out: t.TempDir(), Home: t.TempDir()}, func(line string) { log.WriteString(line + "\n") })
+			if err == nil {
+				t.Fatal("the build went well")
+			}
+			if all := log.String() + err.Error(); strings.Contains(all, "secret_of_the_host") {
+				t.Errorf("the messages tell what is in the host's file: %q", all)
+			}
+		})
 	}
 }
