@@ -26,24 +26,11 @@ func (s *server) startBuilder(ctx context.Context) error {
 	if answers(ctx, s.cfg.BuilderSocket()) {
 		return nil
 	}
-	p, err := s.children.startOrAdopt(childBuilder)
+	p, err := s.children.start(childBuilder)
 	if err != nil {
 		return err
 	}
-	if err := s.cgroups.Join(buildsGroup, p.PID); err != nil {
-		s.log.Warn("builds are not limited", "err", err)
-	}
-	ended := make(chan struct{})
-	s.builders.Go(func() {
-		select {
-		case code := <-p.exited:
-			s.children.set(childBuilder, nil)
-			s.log.Info("builder ended", "pid", p.PID, "code", code)
-		case <-s.closing:
-			s.children.terminate(childBuilder, p)
-		}
-		close(ended)
-	})
+	ended := s.watchBuilder(p)
 	for !answers(ctx, s.cfg.BuilderSocket()) {
 		select {
 		case <-ended:
@@ -54,6 +41,33 @@ func (s *server) startBuilder(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// adoptBuilder takes over the builder that an earlier server process left.
+func (s *server) adoptBuilder() {
+	if p, ok := s.children.takeAdopted(childBuilder); ok {
+		s.watchBuilder(p)
+	}
+}
+
+// watchBuilder waits for the builder's end, and ends it with the server. The
+// channel is closed when it has ended.
+func (s *server) watchBuilder(p childProcess) (ended <-chan struct{}) {
+	if err := s.cgroups.Join(buildsGroup, p.PID); err != nil {
+		s.log.Warn("builds are not limited", "err", err)
+	}
+	done := make(chan struct{})
+	s.builders.Go(func() {
+		defer close(done)
+		select {
+		case code := <-p.exited:
+			s.children.set(childBuilder, nil)
+			s.log.Info("builder ended", "pid", p.PID, "code", code)
+		case <-s.closing:
+			s.children.terminate(childBuilder, p)
+		}
+	})
+	return done
 }
 
 func answers(ctx context.Context, socket string) bool {

@@ -123,6 +123,14 @@ func (c *children) watch(ctx context.Context, name string, p childProcess) (code
 }
 
 func (c *children) startOrAdopt(name string) (childProcess, error) {
+	if p, ok := c.takeAdopted(name); ok {
+		return p, nil
+	}
+	return c.start(name)
+}
+
+// takeAdopted hands out, once, the child that was found running.
+func (c *children) takeAdopted(name string) (childProcess, bool) {
 	c.mu.Lock()
 	p, ok := c.adopted[name]
 	delete(c.adopted, name)
@@ -130,9 +138,8 @@ func (c *children) startOrAdopt(name string) (childProcess, error) {
 	if ok {
 		c.set(name, &p)
 		c.log.Info("child adopted", "child", name, "pid", p.PID)
-		return p, nil
 	}
-	return c.start(name)
+	return p, ok
 }
 
 func (c *children) start(name string) (childProcess, error) {

@@ -582,6 +582,33 @@ func TestBuilderOnDemand(t *testing.T) {
 	})
 }
 
+// The builder of a server that was killed is the next one's, and ends with it.
+func TestBuilderIsAdopted(t *testing.T) {
+	t.Parallel()
+	var pid int
+	t.Cleanup(func() { // after the host's own clean-up
+		if pid != 0 && !errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
+			t.Errorf("builder %d outlived the server", pid)
+		}
+	})
+	h := newHost(t)
+	h.start()
+	if err := h.client.StartBuilder(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	before, err := h.client.Host(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid = before.Children[childBuilder]
+	h.kill()
+	h.start()
+	after, err := h.client.Host(t.Context())
+	if err != nil || pid == 0 || after.Children[childBuilder] != pid {
+		t.Errorf("builder: got %d, %v, want %d", after.Children[childBuilder], err, pid)
+	}
+}
+
 func TestSecondServerIsRefused(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)

@@ -278,6 +278,7 @@ func (s *server) serve(ctx, life context.Context, endLife context.CancelFunc, re
 		}
 		return nil
 	})
+	s.adoptBuilder()
 	s.log.Info("server is up", "pid", os.Getpid(), "machines", len(s.slots.list()), "swap", s.swap.Kind, "cgroup", s.cgroups.Version())
 	s.notifyReady()
 	err = g.Wait()
