@@ -96,9 +96,13 @@ func (c *upstreamConn) CloseWrite() error {
 	return nil
 }
 
-// wake is what a flight does.
+// wake is what a flight does. Who began it may have looked before the flight
+// that came first had landed: a machine that runs takes no order.
 func (p *Proxy) wake(ctx context.Context, m *root.Machine) error {
-	err := p.o.Waker.Wake(ctx, m)
+	var err error
+	if p.o.Live.State(m) != root.StateStarted {
+		err = p.o.Waker.Wake(ctx, m)
+	}
 	b := p.backend(m)
 	if err == nil {
 		b.frozen.Store(false)

@@ -43,6 +43,23 @@ func TestWake(t *testing.T) {
 	}
 }
 
+// TestNoWakeOfRunning: a suspension was announced and not carried out; the
+// request that came meanwhile must not order a wake of a machine that runs.
+func TestNoWakeOfRunning(t *testing.T) {
+	w := newWorld(t)
+	m := w.machine("shop", root.StateStarted, answer("hello"))
+	w.proxy.Suspended(m.record, false)
+	if resp, body := w.get("/"); resp.StatusCode != http.StatusOK || body != "hello" {
+		t.Errorf("got %d %q, want 200 hello", resp.StatusCode, body)
+	}
+	if err := w.proxy.Shutdown(t.Context()); err != nil { // returns after every flight
+		t.Error(err)
+	}
+	if got := m.woken(); got != 0 {
+		t.Errorf("wakes: got %d, want 0", got)
+	}
+}
+
 func TestRawBytes(t *testing.T) {
 	w := newWorld(t)
 	w.machine("shop", root.StateStarted, rawtest.Handler)
