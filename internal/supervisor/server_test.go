@@ -587,7 +587,7 @@ func TestBuilderIsAdopted(t *testing.T) {
 	t.Parallel()
 	var pid int
 	t.Cleanup(func() { // after the host's own clean-up
-		if pid != 0 && !errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
+		if pid != 0 && !errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
 			t.Errorf("builder %d outlived the server", pid)
 		}
 	})
