@@ -120,30 +120,44 @@ func buildVersion() string {
 	return "unknown"
 }
 
-// client connects to the API: at --url or ROOST_URL, else, for root on the
-// host, through the unix socket, else at the address of `roost auth login`.
+// client connects to the API.
 func (f *factory) client() (*client.Client, error) {
 	stored, err := readCredentials()
 	if err != nil {
 		return nil, err
 	}
-	o := machines.Options{BaseURL: first(f.url, os.Getenv("ROOST_URL")), Token: first(f.token, os.Getenv("ROOST_TOKEN"), os.Getenv("FLY_API_TOKEN")), UserAgent: "roost-cli/" + buildVersion()}
-	if o.BaseURL == "" {
-		c := config.Default()
-		socket := c.APISocket()
-		if fi, err := os.Stat(socket); err == nil && fi.Mode()&os.ModeSocket != 0 && os.Getuid() == 0 {
-			o.BaseURL = "unix://" + socket
-		} else {
-			o.BaseURL = first(stored.URL, "http://"+c.API)
-		}
+	c := config.Default()
+	place := connection{url: f.url, token: f.token, env: os.Getenv, stored: stored, fallback: "http://" + c.API}
+	if fi, err := os.Stat(c.APISocket()); err == nil && fi.Mode()&os.ModeSocket != 0 && os.Getuid() == 0 {
+		place.socket = c.APISocket()
 	}
-	o.BaseURL = normalURL(o.BaseURL)
-	// A token goes nowhere but where it was accepted.
-	if o.Token == "" && normalURL(stored.URL) == o.BaseURL {
-		o.Token = stored.Token
-	}
+	o := place.choose()
 	f.address = o.BaseURL
 	return client.New(o), nil
+}
+
+// connection is all that decides where the API is and who calls it.
+type connection struct {
+	url, token string // flags
+	env        func(string) string
+	stored     credentials
+	socket     string // of this host's API, if we may use it
+	fallback   string
+}
+
+// choose: --url or ROOST_URL, else, for root on the host, the unix socket,
+// else the address of `roost auth login`, else this host's own.
+func (c connection) choose() machines.Options {
+	o := machines.Options{
+		BaseURL:   normalURL(first(c.url, c.env("ROOST_URL"), c.socket, c.stored.URL, c.fallback)),
+		Token:     first(c.token, c.env("ROOST_TOKEN"), c.env("FLY_API_TOKEN")),
+		UserAgent: "roost-cli/" + buildVersion(),
+	}
+	// A stored token goes nowhere but where it was accepted.
+	if o.Token == "" && normalURL(c.stored.URL) == o.BaseURL {
+		o.Token = c.stored.Token
+	}
+	return o
 }
 
 // normalURL reads an address of the API as people write it: a URL, HOST:PORT,

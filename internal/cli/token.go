@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -85,7 +86,7 @@ func newTokenListCmd(f *factory) *cobra.Command {
 			for _, t := range tokens {
 				expires := "never"
 				if t.ExpiresAt != nil {
-					expires = t.ExpiresAt.UTC().Format("2006-01-02 15:04")
+					expires = t.ExpiresAt.UTC().Format(time.RFC3339)
 				}
 				rows = append(rows, []string{t.ID, t.Name, t.Scope, t.Org, t.App, f.io.Time(t.CreatedAt), expires})
 			}

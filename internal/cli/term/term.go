@@ -32,8 +32,13 @@ type IO struct {
 // System returns the process's own streams.
 func System() *IO {
 	t := &IO{In: os.Stdin, Out: os.Stdout, Err: os.Stderr, InTTY: isTTY(os.Stdin), OutTTY: isTTY(os.Stdout), ErrTTY: isTTY(os.Stderr), Now: time.Now}
-	t.Color = t.OutTTY && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
+	t.Color = colorful(t.OutTTY, os.Getenv)
 	return t
+}
+
+// colorful: no-color.org.
+func colorful(tty bool, getenv func(string) string) bool {
+	return tty && getenv("NO_COLOR") == "" && getenv("TERM") != "dumb"
 }
 
 func isTTY(f *os.File) bool {
