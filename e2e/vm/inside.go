@@ -44,12 +44,19 @@ func inside() int {
 		runTests(ctx, option["roost.run"])
 	case phaseService:
 		runService(ctx, option["roost.run"])
-	case phaseReboot:
-		runReboot(ctx)
+	case phaseReboot, phaseCut:
+		runStart(ctx)
 	default:
 		fmt.Printf("%sthere is no phase %q\n", failMark, phase)
 	}
 	fmt.Println(endMark)
+	if option["roost.phase"] == phaseReboot {
+		// What a power cut leaves: nothing is told, nothing written back but
+		// what was synced.
+		if err := os.WriteFile("/proc/sysrq-trigger", []byte("b"), 0); err != nil {
+			fmt.Println(failMark, err)
+		}
+	}
 	return 0
 }
 

@@ -34,6 +34,10 @@ var programs = map[string]string{
 // bootTimeout is for one phase without hardware support for virtualization.
 const bootTimeout = 30 * time.Minute
 
+// shutdownTimeout is below the 90 seconds that systemd gives processes that do
+// not end.
+const shutdownTimeout = time.Minute
+
 // machine is the virtual machine and its files.
 type machine struct {
 	dir string
@@ -206,7 +210,7 @@ func (m *machine) boot(ctx context.Context, phase, run string) (failed int, err 
 	switch phase {
 	case phaseTests:
 		options += ",snapshot=on"
-	case phaseService, phaseReboot:
+	case phaseService, phaseReboot, phaseCut:
 		disk = m.path("service.img")
 		if phase == phaseService {
 			if err := command(ctx, "cp", "--sparse=always", m.path("root.img"), disk); err != nil {
@@ -228,7 +232,7 @@ func (m *machine) boot(ctx context.Context, phase, run string) (failed int, err 
 		"-m", "4096", "-smp", "2", "-display", "none", "-monitor", "none", "-no-reboot", "-kernel", kernel, "-initrd", initrd,
 		"-append", "root=/dev/vda rw console=ttyS0 quiet net.ifnames=0 roost.phase=" + phase + " roost.run=" + run,
 		"-drive", "file=" + disk + "," + options, "-drive", "file=" + m.path("share.img") + ",format=raw,if=virtio,cache=unsafe,snapshot=on",
-		"-nic", "user,model=virtio-net-pci", "-serial", "file:" + m.path("console.log"), "-serial", "stdio",
+		"-nic", "user,model=virtio-net-pci,ipv6=off", "-serial", "file:" + m.path("console.log"), "-serial", "stdio",
 	}
 	if m.kvm {
 		args = append([]string{"-enable-kvm", "-cpu", "host"}, args...)
@@ -250,7 +254,7 @@ func (m *machine) boot(ctx context.Context, phase, run string) (failed int, err 
 		line := strings.TrimRight(lines.Text(), "\r")
 		switch {
 		case line == endMark:
-			done = true
+			done, begin = true, time.Now()
 			continue
 		case strings.HasPrefix(line, failMark):
 			failed++
@@ -266,7 +270,13 @@ func (m *machine) boot(ctx context.Context, phase, run string) (failed int, err 
 	case !done:
 		return failed, fmt.Errorf("phase %s ended early; the console is in %s", phase, m.path("console.log"))
 	}
-	fmt.Printf("(%s: %s)\n", phase, time.Since(begin).Round(time.Second))
+	// Suspended machines must not hold the host up.
+	took := time.Since(begin).Round(time.Second)
+	if took > shutdownTimeout {
+		fmt.Printf("%safter phase %s the host is down: it took %s\n", failMark, phase, took)
+		return failed + 1, nil
+	}
+	fmt.Printf("%safter phase %s the host is down (%s)\n", okMark, phase, took)
 	return failed, nil
 }
 

@@ -35,13 +35,13 @@ func main() {
 		os.Exit(inside())
 	}
 	dir := flag.String("dir", "bin/vm", "where the virtual machine is made and kept")
-	only := flag.String("only", "", "phases to run, comma-separated: tests, service, reboot (default all)")
+	only := flag.String("only", "", "phases to run, comma-separated: tests, service, reboot, cut (default all)")
 	run := flag.String("run", "", "run only the test binaries, or the checks of the service, whose name contains this word")
 	kvm := flag.Bool("kvm", false, "use /dev/kvm, where it works; emulation needs nothing and is slow")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	phases := []string{phaseTests, phaseService, phaseReboot}
+	phases := []string{phaseTests, phaseService, phaseReboot, phaseCut}
 	if *only != "" {
 		phases = strings.Split(*only, ",")
 	}
@@ -52,11 +52,13 @@ func main() {
 }
 
 // The phases: one start of the virtual machine each. Reboot starts from the
-// disk that service left.
+// disk that service left when it was shut down, cut from that of reboot, whose
+// power was cut.
 const (
 	phaseTests   = "tests"
 	phaseService = "service"
 	phaseReboot  = "reboot"
+	phaseCut     = "cut"
 )
 
 func outside(ctx context.Context, v *machine, phases []string, run string) (err error) {
