@@ -104,6 +104,44 @@ func TestPressureReclaimsTheLongestAsleep(t *testing.T) {
 	}
 }
 
+// TestDiskKeepsTheHotPart: what would come back from a disk stays in part,
+// until the memory is needed.
+func TestDiskKeepsTheHotPart(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, fake("sleep"))
+	w.onDisk = true
+	s := w.started("I1")
+	if _, err := s.suspend(orders.Suspend{}); err != nil {
+		t.Fatal(err)
+	}
+	before, err := s.stats()
+	if err != nil {
+		t.Fatal(err)
+	}
+	resident := func() root.Bytes {
+		t.Helper()
+		st, err := s.stats()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st.Memory
+	}
+	for range 2 { // the second has nothing left to take
+		if err := w.reclaim(t.Context(), s, false); err != nil {
+			t.Fatal(err)
+		}
+		if got, want := resident(), before.Memory/hotPart; !s.account().Reclaimed || got < want/2 || got > want {
+			t.Errorf("resident: got %s of %s, want about %s", got, before.Memory, want)
+		}
+	}
+	if !w.reclaimOne(t.Context()) || resident() != 0 {
+		t.Errorf("under pressure: %s stay, want none", resident())
+	}
+	if w.reclaimOne(t.Context()) {
+		t.Error("under pressure: memory was found where there is none")
+	}
+}
+
 func TestStartWithoutMemoryKeepsItsBoot(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, fake("sleep"))
@@ -121,7 +159,7 @@ func TestReclaimOfARunningMachine(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, fake("sleep"))
 	s := w.started("I1")
-	if err := w.reclaim(t.Context(), s); root.KindOf(err) != root.Precondition {
+	if err := w.reclaim(t.Context(), s, false); root.KindOf(err) != root.Precondition {
 		t.Errorf("got %v, want kind precondition", err)
 	}
 }

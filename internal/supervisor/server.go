@@ -39,7 +39,7 @@ func (s *server) handler() http.Handler {
 	}))
 	mux.HandleFunc("POST /v1/instances/{instance}/lease", verb(s, func(_ context.Context, sl *slot, o orders.Lease) (orders.Done, error) { return sl.lease(o), nil }))
 	mux.HandleFunc("POST /v1/instances/{instance}/reclaim", verb(s, func(ctx context.Context, sl *slot, _ struct{}) (orders.Done, error) {
-		err := s.slots.reclaim(ctx, sl)
+		err := s.slots.reclaim(ctx, sl, false)
 		return sl.done(), err
 	}))
 	mux.HandleFunc("GET /v1/instances/{instance}/stats", verb(s, func(_ context.Context, sl *slot, _ struct{}) (orders.Stats, error) { return sl.stats() }))

@@ -35,6 +35,7 @@ type slot struct {
 	removing   bool
 	lateExit   *int // code of an exit that this process did not deal with any more
 	reclaimed  bool
+	kept       bool               // reclaimed but for the part of hotPart
 	swapped    root.Bytes         // what the last reclaim took: a wake needs it back
 	reclaimDue time.Time          // zero: not waiting for a reclaim
 	reclaimEnd context.CancelFunc // stops the reclaim under way; nil: none

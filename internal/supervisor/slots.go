@@ -42,6 +42,7 @@ type slots struct {
 	logs         *logs
 	log          *slog.Logger
 	reclaimAfter time.Duration
+	onDisk       bool // reclaimed memory comes back from a disk: see hotPart
 
 	tasks       sync.WaitGroup // everything started for a slot
 	reclaimKick chan struct{}  // "look again", so one is enough

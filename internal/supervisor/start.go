@@ -112,7 +112,7 @@ func wait(ctx context.Context, changed <-chan struct{}, patience time.Duration) 
 func (s *slot) resume(ctx context.Context, o orders.Start) (orders.Started, error) {
 	s.mu.Lock()
 	r, swapped := s.run, s.swapped
-	s.reclaimDue, s.swapped = time.Time{}, 0
+	s.reclaimDue, s.swapped, s.kept = time.Time{}, 0, false
 	if s.reclaimEnd != nil {
 		s.reclaimEnd()
 	}

@@ -65,7 +65,7 @@ func (s *slot) exited(ctx context.Context, r *run, code int) {
 		}
 	}
 	s.mu.Lock()
-	s.run, s.reclaimed, s.swapped, s.reclaimDue = nil, false, 0, time.Time{}
+	s.run, s.reclaimed, s.kept, s.swapped, s.reclaimDue = nil, false, false, 0, time.Time{}
 	s.mu.Unlock()
 	e := s.record(orders.Entry{Type: orders.EntryExited, Number: r.boot.Number, PID: r.pid, Exit: &exit})
 	s.all.journal.flush(e.Stamp)

@@ -209,6 +209,7 @@ func (s *server) openRuntime(life context.Context) (err error) {
 	}
 	s.slots = newSlots(life, *cfg, driver, s.network, s.reaper, s.log)
 	s.slots.foreign = s.children.foreign
+	s.slots.onDisk = s.swap.Kind == swap.KindFile
 	s.slots.memory = newMemory(s.cgroups.Free, func() root.Bytes { return total })
 	return nil
 }

@@ -44,7 +44,7 @@ func (s *slot) suspend(o orders.Suspend) (orders.Done, error) {
 	}
 	e := s.record(orders.Entry{Type: orders.EntrySuspended, Number: r.boot.Number, PID: r.pid, Source: o.Source, Reason: o.Reason})
 	s.mu.Lock()
-	s.reclaimed = false
+	s.reclaimed, s.kept = false, false
 	s.reclaimDue = time.Now().Add(s.all.reclaimAfter)
 	s.mu.Unlock()
 	s.all.logs.platform(r.source, "Virtual machine has been suspended")
