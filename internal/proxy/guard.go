@@ -216,7 +216,7 @@ func (c *guardedConn) framing() bool {
 	head := c.buf[:c.scan]
 	line, rest, _ := bytes.Cut(head, []byte("\r\n"))
 	old := bytes.HasSuffix(line, []byte("HTTP/1.0"))
-	lengths, codings, upgrade := 0, 0, false
+	lengths, codings, upgrade, host := 0, 0, false, !bytes.HasSuffix(line, []byte("HTTP/1.1"))
 	var length, coding string
 	for len(rest) > 2 {
 		line, rest, _ = bytes.Cut(rest, []byte("\r\n"))
@@ -236,9 +236,13 @@ func (c *guardedConn) framing() bool {
 			coding = string(bytes.TrimSpace(value))
 		case equalFold(name, "upgrade"):
 			upgrade = true
+		case equalFold(name, "host"):
+			host = true
 		}
 	}
 	switch {
+	case !host: // net/http would answer without request id and code
+		return c.refuse("no host specified in headers or uri")
 	case lengths > 1:
 		return c.refuse("content-length is there twice")
 	case codings > 1:

@@ -1,6 +1,9 @@
 package proxy_test
 
 import (
+	"bufio"
+	"io"
+	"net"
 	"net/http"
 	"sync"
 	"testing"
@@ -64,4 +67,27 @@ func TestRawBytes(t *testing.T) {
 	w := newWorld(t)
 	w.machine("shop", root.StateStarted, rawtest.Handler)
 	rawtest.Run(t, w.addr)
+}
+
+// What the reader below net/http refuses is answered like any other failure.
+func TestRefusedHeadHasCodeAndRequestID(t *testing.T) {
+	w := newWorld(t)
+	for _, head := range []string{"GET / HTTP/1.1\r\n\r\n", "GET / HTTP/1.1\r\nHost: shop.localhost\r\n folded\r\n\r\n"} {
+		conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", w.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if _, err := io.WriteString(conn, head); err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if code := resp.Header.Get("Roost-Error"); resp.StatusCode != http.StatusBadRequest || code != "PU01" || resp.Header.Get("Fly-Request-Id") == "" {
+			t.Errorf("%q: got %d with %q and request id %q, want 400 with PU01 and one", head, resp.StatusCode, code, resp.Header.Get("Fly-Request-Id"))
+		}
+	}
 }
