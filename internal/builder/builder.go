@@ -56,18 +56,13 @@ func Run(ctx context.Context, runDir string) error {
 	if err != nil {
 		return fmt.Errorf("builder: %w", err)
 	}
-	var level slog.Level
-	if err := level.UnmarshalText([]byte(cfg.LogLevel)); err != nil {
-		return fmt.Errorf("builder: log level: %w", err)
-	}
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})).With("process", "builder")
 	l, err := ipc.Listen(cfg.BuilderSocket(), 0o600)
 	if err != nil {
 		return fmt.Errorf("builder: %w", err)
 	}
 	return serve(ctx, l, options{
 		Dir: filepath.Join(cfg.Data, "builder"), Store: cfg.StoreSocket(),
-		Registry: "registry." + cfg.Domain, Idle: idleTimeout, Log: log,
+		Registry: "registry." + cfg.Domain, Idle: idleTimeout, Log: cfg.Logger(os.Stderr, "builder"),
 	})
 }
 

@@ -70,20 +70,12 @@ func Run(ctx context.Context, runDir string) (err error) {
 	if err != nil {
 		return err
 	}
-	p := &process{cfg: cfg, log: newLogger(cfg.LogLevel)}
+	p := &process{cfg: cfg, log: cfg.Logger(os.Stderr, "control")}
 	defer func() { err = errors.Join(err, p.close()) }()
 	if err := p.open(ctx); err != nil {
 		return err
 	}
 	return p.serve(ctx)
-}
-
-func newLogger(level string) *slog.Logger {
-	var l slog.Level
-	if err := l.UnmarshalText([]byte(level)); err != nil {
-		l = slog.LevelInfo
-	}
-	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: l})).With("process", "control")
 }
 
 // process is everything that one control process holds.

@@ -50,19 +50,11 @@ func Run(ctx context.Context, run string) error {
 	if err != nil {
 		return err
 	}
-	log := newLogger(cfg.LogLevel)
+	log := cfg.Logger(os.Stderr, "edge")
 	e := &edge{cfg: cfg, log: log, orders: orders.NewClient(cfg.SupervisorSocket()), control: ipc.NewClient(cfg.ControlSocket())}
 	defer e.orders.Close()
 	defer e.control.Close()
 	return e.run(ctx)
-}
-
-func newLogger(level string) *slog.Logger {
-	var l slog.Level
-	if err := l.UnmarshalText([]byte(level)); err != nil {
-		l = slog.LevelInfo
-	}
-	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: l})).With("process", "edge")
 }
 
 // edge is the running process.

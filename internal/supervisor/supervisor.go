@@ -76,7 +76,7 @@ func Run(ctx context.Context, cfg config.Config) error {
 
 // runWith is Run with the children's command lines given.
 func runWith(ctx context.Context, cfg config.Config, argv func(child string) []string) (err error) {
-	log := newLogger(cfg.LogLevel)
+	log := cfg.Logger(os.Stderr, "server")
 	for dir, perm := range map[string]os.FileMode{cfg.Data: 0o700, cfg.Run: 0o755, filepath.Join(cfg.Run, "netns"): 0o755, filepath.Join(cfg.Run, "slots"): 0o700} {
 		if err := os.MkdirAll(dir, perm); err != nil {
 			return fmt.Errorf("make the directories: %w", err)
@@ -366,14 +366,6 @@ func lock(path, key string) (unlock func(), err error) {
 func writeAt(f *os.File, s string) error {
 	_, err := f.WriteAt([]byte(s), 0)
 	return err
-}
-
-func newLogger(level string) *slog.Logger {
-	var l slog.Level
-	if err := l.UnmarshalText([]byte(level)); err != nil {
-		l = slog.LevelInfo
-	}
-	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: l}))
 }
 
 func hostMemory() (root.Bytes, error) {
