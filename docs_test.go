@@ -195,6 +195,51 @@ func TestDecisionsAreListed(t *testing.T) {
 	}
 }
 
+var (
+	limited = regexp.MustCompile(`"(?:config)?\.?[a-z_\[\]%d.]*\.([a-z_]+)[" \\]`)
+	states  = []string{"works", "partly", "differs", "not yet"}
+)
+
+// TestCompatibilityStates: every row of docs/COMPATIBILITY.md has a state, and
+// what internal/wire refuses or warns of has one that is not "works".
+func TestCompatibilityStates(t *testing.T) {
+	limits := map[string]bool{} // member: has it a row
+	for _, m := range limited.FindAllStringSubmatch(read(t, "internal/wire/limits.go"), -1) {
+		limits[m[1]] = false
+	}
+	if len(limits) < 15 {
+		t.Fatalf("found %v in internal/wire/limits.go: something is wrong with this test", limits)
+	}
+	stated := false
+	for line := range strings.Lines(read(t, "docs/COMPATIBILITY.md")) {
+		cells := strings.Split(line, "|")
+		switch {
+		case len(cells) < 4 || strings.HasPrefix(cells[1], "---"):
+			stated = stated && strings.HasPrefix(line, "|")
+		case strings.TrimSpace(cells[2]) == "State":
+			stated = true
+		case stated:
+			state := strings.TrimSpace(cells[2])
+			if !slices.Contains(states, state) || len(cells) != 5 {
+				t.Errorf("docs/COMPATIBILITY.md: row %q has no state", strings.TrimSpace(line))
+			}
+			if state == "works" {
+				continue
+			}
+			for member := range limits {
+				if regexp.MustCompile("`[^`]*\\b" + member + "\\b[^`]*`").MatchString(cells[1]) {
+					limits[member] = true
+				}
+			}
+		}
+	}
+	for member, ok := range limits {
+		if !ok {
+			t.Errorf("docs/COMPATIBILITY.md says nothing of %q, which internal/wire does not act upon", member)
+		}
+	}
+}
+
 var link = regexp.MustCompile(`\]\(([^)#:]+)(?:#[^)]*)?\)`)
 
 // TestLinksLeadSomewhere looks for the files that the documents link to.
