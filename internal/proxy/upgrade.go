@@ -31,7 +31,11 @@ var closeFrame = []byte{0x88, 0x02, 0x03, 0xe9}
 
 // lingerTimeout is how long a client may go on sending after the machine has
 // said all: a half-close is allowed, a connection that is only forgotten is not.
-const lingerTimeout = time.Minute
+// A WebSocket has no half-close: there it is only for what is on its way.
+const (
+	lingerTimeout          = time.Minute
+	lingerTimeoutWebSocket = time.Second
+)
 
 // goodbyeTimeout bounds the close frame's way out.
 const goodbyeTimeout = time.Second
@@ -127,7 +131,11 @@ func (p *Proxy) upgrade(w http.ResponseWriter, x *exchange, s *slot, resp *http.
 	wg.Go(func() {
 		n, err := io.Copy(client, machine)
 		x.rec.Bytes = n
-		_ = client.SetReadDeadline(time.Now().Add(lingerTimeout))
+		linger := lingerTimeout
+		if u.websocket {
+			linger = lingerTimeoutWebSocket
+		}
+		_ = client.SetReadDeadline(time.Now().Add(linger))
 		if closeWrite(client) != nil || err != nil {
 			u.close(false)
 		}
