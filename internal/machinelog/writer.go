@@ -160,11 +160,16 @@ func (w *Writer) Stream(s Source, name string) *Stream {
 }
 
 // Platform records a line of the platform itself.
-func (w *Writer) Platform(s Source, line string) {
+func (w *Writer) Platform(s Source, line string) { w.say(s, ProviderRunner, line) }
+
+// Proxy writes a line of the edge, under the same rule.
+func (w *Writer) Proxy(s Source, line string) { w.say(s, ProviderProxy, line) }
+
+func (w *Writer) say(s Source, provider, line string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.drops()
-	w.add(s, ProviderRunner, "", []byte(line))
+	w.add(s, provider, "", []byte(line))
 	w.flush()
 }
 

@@ -70,6 +70,16 @@ func (l *logs) platform(s logSource, line string) {
 	}
 }
 
+// proxy writes why the edge ordered something, if it said so.
+func (l *logs) proxy(s logSource, source orders.Source, reason string) {
+	if source != orders.SourceProxy || reason == "" {
+		return
+	}
+	if w := l.writer(s); w != nil {
+		w.Proxy(l.of(s), reason)
+	}
+}
+
 // forget closes the writer of a machine that has no instance left.
 func (l *logs) forget(id root.MachineID) {
 	l.mu.Lock()

@@ -121,6 +121,7 @@ func (s *slot) stop(ctx context.Context, o orders.Stop) (orders.Done, error) {
 	}
 	s.mu.Unlock()
 	s.all.journal.flush(e.Stamp)
+	s.all.logs.proxy(r.source, o.Source, o.Reason)
 	return orders.Done{Phase: orders.PhaseStopping, Stamp: e.Stamp}, s.end(ctx, r, num, timeout)
 }
 

@@ -47,6 +47,7 @@ func (s *slot) suspend(o orders.Suspend) (orders.Done, error) {
 	s.reclaimed, s.kept = false, false
 	s.reclaimDue = time.Now().Add(s.all.reclaimAfter)
 	s.mu.Unlock()
+	s.all.logs.proxy(r.source, o.Source, o.Reason)
 	s.all.logs.platform(r.source, "Virtual machine has been suspended")
 	return orders.Done{Phase: orders.PhaseSuspended, Stamp: e.Stamp}, nil
 }
