@@ -247,6 +247,7 @@ func routes() http.Handler {
 			return
 		}
 		defer c.CloseNow()
+		c.SetReadLimit(1 << 20)
 		for {
 			kind, data, err := c.Read(r.Context())
 			if err != nil {

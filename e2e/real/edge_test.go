@@ -1,0 +1,507 @@
+package real
+
+import (
+	"bufio"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+
+	"github.com/roost-run/roost/e2e/instance"
+	"github.com/roost-run/roost/machines"
+)
+
+// limited is web with a concurrency of its own.
+func limited(soft, hard int) machines.Config {
+	c := web()
+	c.Services[0].Concurrency = &machines.Concurrency{Type: "requests", SoftLimit: soft, HardLimit: hard}
+	return c
+}
+
+// sleepy is web that goes to sleep soon.
+func sleepy(how machines.Autostop, after time.Duration) machines.Config {
+	c := web()
+	c.Services[0].Autostop = how
+	c.Services[0].AutoStopAfter = new(machines.Duration(after))
+	return c
+}
+
+// crowd sends n requests at once and returns the answers.
+func crowd(t *testing.T, n int, app, path string, header ...string) []answer {
+	t.Helper()
+	out := make([]answer, n)
+	var wg sync.WaitGroup
+	for i := range out {
+		wg.Go(func() { out[i] = get(t, app, path, header...) })
+	}
+	wg.Wait()
+	return out
+}
+
+// ended counts at which machines requests to /slow ended.
+func ended(t *testing.T, list []answer) map[string]int {
+	t.Helper()
+	out := map[string]int{}
+	for _, a := range list {
+		if a.StatusCode != http.StatusOK {
+			t.Errorf("got %d, Roost-Error %q: %.200s", a.StatusCode, a.Header.Get("Roost-Error"), a.Text)
+			continue
+		}
+		out[strings.TrimSpace(a.Text[strings.LastIndex(a.Text, "at ")+3:])]++
+	}
+	return out
+}
+
+// TestSoftLimit: load spreads over machines that run.
+func TestSoftLimit(t *testing.T) {
+	t.Parallel()
+	app := newApp(t)
+	start(t, app, limited(2, 0))
+	start(t, app, limited(2, 0))
+	at := ended(t, crowd(t, 4, app, "/slow?d=1s"))
+	for id, n := range at {
+		if n != 2 {
+			t.Errorf("%s got %d of 4 requests, want 2", id, n)
+		}
+	}
+}
+
+// TestHardLimit: no machine gets more; the rest waits and is answered.
+func TestHardLimit(t *testing.T) {
+	t.Parallel()
+	app := newApp(t)
+	m := start(t, app, limited(1, 2))
+	begin := time.Now()
+	at := ended(t, crowd(t, 6, app, "/slow?d=500ms"))
+	if at[m.ID] != 6 {
+		t.Errorf("answers: got %v, want 6 of %s", at, m.ID)
+	}
+	if took := time.Since(begin); took < 1500*time.Millisecond {
+		t.Errorf("6 requests of 500ms, two at a time, took %s: the limit was passed", took)
+	}
+}
+
+// TestSecondMachineWakes: above the soft limit of what runs one more starts,
+// and not before.
+func TestSecondMachineWakes(t *testing.T) {
+	t.Parallel()
+	app := newApp(t)
+	first, second := start(t, app, limited(2, 0)), start(t, app, limited(2, 0))
+	want(t, admin().Stop(t.Context(), app, second.ID, machines.StopRequest{}))
+	await(t, app, second.ID, machines.StateStopped)
+	if at := ended(t, crowd(t, 2, app, "/slow?d=300ms")); at[first.ID] != 2 {
+		t.Errorf("below the limit: got %v, want 2 at %s", at, first.ID)
+	}
+	if got := state(t, app, second.ID); got != machines.StateStopped {
+		t.Errorf("below the limit the second machine is %s", got)
+	}
+	ended(t, crowd(t, 6, app, "/slow?d=1s"))
+	await(t, app, second.ID, machines.StateStarted)
+	if n := starts(t, app, second.ID); n != 2 {
+		t.Errorf("starts of the second machine: got %d, want 2: %v", n, history(t, app, second.ID))
+	}
+}
+
+// TestSingleFlight: a crowd at a sleeping machine is one wake.
+func TestSingleFlight(t *testing.T) {
+	t.Parallel()
+	app := newApp(t)
+	m := start(t, app, web())
+	for _, sleep := range []machines.State{machines.StateSuspended, machines.StateStopped} {
+		if sleep == machines.StateSuspended {
+			want(t, admin().Suspend(t.Context(), app, m.ID))
+		} else {
+			want(t, admin().Stop(t.Context(), app, m.ID, machines.StopRequest{}))
+		}
+		await(t, app, m.ID, sleep)
+		before := starts(t, app, m.ID)
+		if at := ended(t, crowd(t, 30, app, "/slow?d=10ms")); at[m.ID] != 30 {
+			t.Errorf("%s: answers: got %v", sleep, at)
+		}
+		await(t, app, m.ID, machines.StateStarted)
+		if n := starts(t, app, m.ID) - before; n != 1 {
+			t.Errorf("%s: got %d wakes, want 1: %v", sleep, n, history(t, app, m.ID))
+		}
+	}
+}
+
+// TestAutostartOff: a request is no reason to start it, and is told so soon.
+func TestAutostartOff(t *testing.T) {
+	t.Parallel()
+	app := newApp(t)
+	c := web()
+	c.Services[0].Autostart = new(false)
+	m := start(t, app, c)
+	get(t, app, "/").echo(t)
+	want(t, admin().Stop(t.Context(), app, m.ID, machines.StopRequest{}))
+	await(t, app, m.ID, machines.StateStopped)
+	begin := time.Now()
+	a := get(t, app, "/")
+	if a.StatusCode != http.StatusServiceUnavailable || a.Header.Get("Roost-Error") == "" || time.Since(begin) > 5*time.Second {
+		t.Errorf("got %d %q after %s, want 503 at once: %s", a.StatusCode, a.Header.Get("Roost-Error"), time.Since(begin), a.Text)
+	}
+	if got := state(t, app, m.ID); got != machines.StateStopped {
+		t.Errorf("state: got %s", got)
+	}
+}
+
+// TestAutostop: stop, suspend, off, and the floor.
+func TestAutostop(t *testing.T) {
+	t.Parallel()
+	const after = 500 * time.Millisecond
+	t.Run("stop", func(t *testing.T) {
+		t.Parallel()
+		app := newApp(t)
+		m := start(t, app, sleepy(machines.AutostopStop, after))
+		await(t, app, m.ID, machines.StateStopped)
+		wantText(t, strings.Join(history(t, app, m.ID), " "), "stop/stopping/proxy")
+		wantText(t, logOf(t, in, app, m.ID, ""), "App "+app+" has excess capacity, autostopping machine "+m.ID+". 0 out of 1 machines left running (region=loc, process group=app)")
+		wantMachine(t, get(t, app, "/"), m.ID)
+	})
+	t.Run("suspend", func(t *testing.T) {
+		t.Parallel()
+		app := newApp(t)
+		m := start(t, app, sleepy(machines.AutostopSuspend, after))
+		await(t, app, m.ID, machines.StateSuspended)
+		wantText(t, strings.Join(history(t, app, m.ID), " "), "suspend/suspended/proxy")
+		wantMachine(t, get(t, app, "/"), m.ID)
+		// A request in flight keeps it awake, however long.
+		if a := get(t, app, "/slow?d=2s"); a.StatusCode != http.StatusOK {
+			t.Errorf("a long request: got %d %s", a.StatusCode, a.Text)
+		}
+		wantStateThrough(t, app, m.ID, "suspend/suspended/proxy", 1)
+	})
+	t.Run("suspend, then stop", func(t *testing.T) {
+		t.Parallel()
+		app := newApp(t)
+		c := sleepy(machines.AutostopSuspend, after)
+		c.Services[0].SuspendFor = new(machines.Duration(time.Second))
+		m := start(t, app, c)
+		await(t, app, m.ID, machines.StateStopped)
+		h := strings.Join(history(t, app, m.ID), " ")
+		if i := strings.Index(h, "suspend/suspended/proxy"); i < 0 || !strings.Contains(h[i:], "exit/stopped/") {
+			t.Errorf("want suspended, then stopped: %s", h)
+		}
+	})
+	t.Run("off and floor", func(t *testing.T) {
+		t.Parallel()
+		app, floor := newApp(t), newApp(t)
+		off := start(t, app, sleepy(machines.AutostopOff, after))
+		c := sleepy(machines.AutostopStop, after)
+		c.Services[0].MinRunning = 1
+		one, two := start(t, floor, c), start(t, floor, c)
+		running := func() (ids []string) {
+			for _, id := range []string{one.ID, two.ID} {
+				if state(t, floor, id) == machines.StateStarted {
+					ids = append(ids, id)
+				}
+			}
+			return ids
+		}
+		eventually(t, func() string {
+			if n := len(running()); n != 1 {
+				return fmt.Sprintf("%d of two machines run, want min_machines_running = 1", n)
+			}
+			return ""
+		})
+		if err := instance.Pause(t.Context(), 3*time.Second); err != nil {
+			t.Fatal(err)
+		}
+		if n := len(running()); n != 1 {
+			t.Errorf("%d machines run, want 1", n)
+		}
+		if got := state(t, app, off.ID); got != machines.StateStarted {
+			t.Errorf("autostop off: got %s", got)
+		}
+	})
+	t.Run("one of two, then the other", func(t *testing.T) {
+		t.Parallel()
+		app := newApp(t)
+		a, b := start(t, app, sleepy(machines.AutostopStop, after)), start(t, app, sleepy(machines.AutostopStop, after))
+		await(t, app, a.ID, machines.StateStopped)
+		await(t, app, b.ID, machines.StateStopped)
+		// Both are startable, one request needs one.
+		get(t, app, "/").echo(t)
+		eventually(t, func() string {
+			if n := starts(t, app, a.ID) + starts(t, app, b.ID); n != 3 {
+				return fmt.Sprintf("starts: got %d, want 3: one request wakes one", n)
+			}
+			return ""
+		})
+	})
+}
+
+// wantStateThrough fails unless an event was seen n times so far.
+func wantStateThrough(t *testing.T, app, id, event string, n int) {
+	t.Helper()
+	got := 0
+	h := history(t, app, id)
+	for _, e := range h {
+		if e == event {
+			got++
+		}
+	}
+	if got != n {
+		t.Errorf("%s: got %d times, want %d: %v", event, got, n, h)
+	}
+}
+
+// TestClientGivesUp: its place at the machine is free again.
+func TestClientGivesUp(t *testing.T) {
+	t.Parallel()
+	app := newApp(t)
+	start(t, app, limited(1, 1))
+	get(t, app, "/").echo(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	gone := make(chan error, 1)
+	go func() {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+app+".localhost/slow?d=1h", nil)
+		if err == nil {
+			var resp *http.Response
+			if resp, err = transport.RoundTrip(req); err == nil {
+				_ = resp.Body.Close()
+			}
+		}
+		gone <- err
+	}()
+	begin := time.Now()
+	second := make(chan answer, 1)
+	go func() { second <- get(t, app, "/slow?d=1ms") }()
+	select {
+	case <-second:
+		// The order of two requests is nobody's promise: try no further.
+		cancel()
+		<-gone
+		return
+	case <-time.After(time.Second): //nolint:forbidigo // the second one has to be held: nothing says so from outside
+	}
+	cancel()
+	if err := <-gone; !errors.Is(err, context.Canceled) {
+		t.Errorf("the client that gave up: %v", err)
+	}
+	if a := <-second; a.StatusCode != http.StatusOK || time.Since(begin) > 10*time.Second {
+		t.Errorf("who waited for the place: got %d after %s: %s", a.StatusCode, time.Since(begin), a.Text)
+	}
+}
+
+// dialWS opens a WebSocket to an app.
+func dialWS(t *testing.T, app string) *websocket.Conn {
+	t.Helper()
+	c, resp, err := websocket.Dial(t.Context(), "ws://"+app+".localhost/ws", &websocket.DialOptions{HTTPClient: &http.Client{Transport: transport}})
+	if err != nil {
+		t.Fatalf("websocket: %v (%+v)", err, resp)
+	}
+	t.Cleanup(func() { _ = c.CloseNow() })
+	c.SetReadLimit(1 << 20)
+	return c
+}
+
+// TestWebSocket: messages both ways; it keeps its machine awake; a stop says
+// goodbye.
+func TestWebSocket(t *testing.T) {
+	t.Parallel()
+	app := newApp(t)
+	m := start(t, app, sleepy(machines.AutostopStop, time.Second))
+	c := dialWS(t, app)
+	echo := func(message string) {
+		t.Helper()
+		want(t, c.Write(t.Context(), websocket.MessageText, []byte(message)))
+		_, got, err := c.Read(t.Context())
+		want(t, err)
+		if string(got) != message {
+			t.Errorf("got %d bytes back, want %d", len(got), len(message))
+		}
+	}
+	echo("hello")
+	echo(strings.Repeat("long ", 40000))
+	if err := instance.Pause(t.Context(), 3*time.Second); err != nil { // longer than its idle time
+		t.Fatal(err)
+	}
+	echo("still there")
+	if got := state(t, app, m.ID); got != machines.StateStarted {
+		t.Errorf("under an open WebSocket the machine is %s", got)
+	}
+	want(t, admin().Stop(t.Context(), app, m.ID, machines.StopRequest{}))
+	if _, _, err := c.Read(t.Context()); err == nil {
+		t.Error("the machine stopped and the WebSocket goes on")
+	}
+	// A suspended machine is woken by an upgrade as by anything else.
+	await(t, app, m.ID, machines.StateStopped)
+	c = dialWS(t, app)
+	echo("awake")
+	want(t, c.Close(websocket.StatusNormalClosure, ""))
+	await(t, app, m.ID, machines.StateStopped)
+}
+
+// TestWebSocketOfSuspended: what a client says over an open WebSocket wakes the
+// machine behind it.
+func TestWebSocketOfSuspended(t *testing.T) {
+	t.Parallel()
+	app := newApp(t)
+	m := start(t, app, web())
+	c := dialWS(t, app)
+	want(t, c.Write(t.Context(), websocket.MessageText, []byte("x")))
+	_, _, err := c.Read(t.Context())
+	want(t, err)
+	want(t, admin().Suspend(t.Context(), app, m.ID))
+	await(t, app, m.ID, machines.StateSuspended)
+	// What is written to it wakes it, and is answered.
+	want(t, c.Write(t.Context(), websocket.MessageText, []byte("wake up")))
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if _, got, err := c.Read(ctx); websocket.CloseStatus(err) != websocket.StatusGoingAway && (err != nil || string(got) != "wake up") {
+		t.Errorf("after a suspend: got %q, %v; want the echo, or a close with 1001", got, err)
+	}
+}
+
+// TestStreaming: what the app flushes arrives at once.
+func TestStreaming(t *testing.T) {
+	t.Parallel()
+	app := newApp(t)
+	start(t, app, web())
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+app+".localhost/events", nil)
+	want(t, err)
+	resp, err := transport.RoundTrip(req)
+	want(t, err)
+	defer resp.Body.Close()
+	line, err := bufio.NewReader(resp.Body).ReadString('\n') // the app never ends its answer
+	if err != nil || line != "data: hello\n" || resp.Header.Get("Content-Type") != "text/event-stream" {
+		t.Errorf("got %q, %v, %v", line, err, resp.Header)
+	}
+	a := get(t, app, "/stream?n=5")
+	if a.Text != "part 0\npart 1\npart 2\npart 3\npart 4\n" {
+		t.Errorf("stream: got %q", a.Text)
+	}
+}
+
+// TestLargeBodies: whole, both ways, in bounded memory.
+func TestLargeBodies(t *testing.T) {
+	t.Parallel()
+	app := newApp(t)
+	start(t, app, web())
+	const size = 64 << 20
+	// Without a length it goes chunked.
+	e := request(t, http.MethodPost, app, "/", io.LimitReader(rand.Reader, size)).echo(t)
+	if e.Body != size {
+		t.Errorf("upload: %d bytes arrived, want %d", e.Body, size)
+	}
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+app+".localhost/download?mb=64", nil)
+	want(t, err)
+	resp, err := transport.RoundTrip(req)
+	want(t, err)
+	defer resp.Body.Close()
+	n, err := io.Copy(io.Discard, resp.Body)
+	if err != nil || n != size {
+		t.Errorf("download: got %d bytes, %v; want %d", n, err, size)
+	}
+}
+
+// speak sends bytes to the edge as they are and returns everything that comes
+// back until the edge closes or rest passes without a byte.
+func speak(t *testing.T, bytes string, rest time.Duration) string {
+	t.Helper()
+	c, err := net.DialTimeout("tcp", in.Edge, 10*time.Second) //nolint:noctx // bounded
+	want(t, err)
+	defer c.Close()
+	_, err = io.WriteString(c, bytes)
+	want(t, err)
+	var out strings.Builder
+	buf := make([]byte, 64<<10)
+	for {
+		want(t, c.SetReadDeadline(time.Now().Add(rest)))
+		n, err := c.Read(buf)
+		out.Write(buf[:n])
+		if err != nil {
+			return out.String()
+		}
+	}
+}
+
+// TestProtocol: old, unusual and malicious HTTP, byte by byte.
+func TestProtocol(t *testing.T) {
+	t.Parallel()
+	app := newApp(t)
+	start(t, app, web())
+	get(t, app, "/").echo(t)
+	host := "Host: " + app + ".localhost\r\n"
+	const brief, long = 500 * time.Millisecond, 10 * time.Second
+	status := func(answer string) string {
+		line, _, _ := strings.Cut(answer, "\r\n")
+		return line
+	}
+	for _, test := range []struct {
+		name, request string
+		rest          time.Duration
+		status        string   // of the first answer
+		answers       int      // how many there are
+		say           []string // what is in them
+	}{
+		{"HTTP/1.0", "GET / HTTP/1.0\r\n" + host + "\r\n", long, "200", 1, []string{`"Method":"GET"`}},
+		{"HEAD", "HEAD / HTTP/1.1\r\n" + host + "Connection: close\r\n\r\n", long, "200", 1, []string{"Content-Type"}},
+		{"pipelined", "GET /1 HTTP/1.1\r\n" + host + "\r\nGET /2 HTTP/1.1\r\n" + host + "Connection: close\r\n\r\n", long, "200", 2, []string{`"URI":"/1"`, `"URI":"/2"`}},
+		{"expect", "POST / HTTP/1.1\r\n" + host + "Expect: 100-continue\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi", long, "100", 2, []string{`"Body":2`}},
+		{"no host", "GET / HTTP/1.1\r\n\r\n", long, "400", 1, nil},
+		{"no host, 1.0", "GET / HTTP/1.0\r\n\r\n", long, "400", 1, []string{"no host specified"}},
+		{"two hosts", "GET / HTTP/1.1\r\n" + host + "Host: other\r\n\r\n", long, "400", 1, nil},
+		{"unknown host", "GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n", long, "404", 1, nil},
+		{"nonsense", "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", long, "400", 1, nil},
+		{"connect", "CONNECT example.com:443 HTTP/1.1\r\nHost: example.com:443\r\n\r\n", long, "405", 1, nil},
+		{"length and chunked", "POST / HTTP/1.1\r\n" + host + "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\n" + host + "\r\n", brief, "400", 1, nil},
+		{"two lengths", "POST / HTTP/1.1\r\n" + host + "Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello!", brief, "400", 1, nil},
+		{"odd length", "POST / HTTP/1.1\r\n" + host + "Content-Length: +5\r\n\r\nhello", brief, "400", 1, nil},
+		{"odd encoding", "POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n", brief, "", 1, nil},
+		{"space before colon", "GET / HTTP/1.1\r\n" + host + "Transfer-Encoding : chunked\r\n\r\n", brief, "400", 1, nil},
+		{"folded header", "GET / HTTP/1.1\r\n" + host + "X-A: b\r\n Transfer-Encoding: chunked\r\n\r\n", brief, "", 1, nil},
+		{"newline in target", "GET /\r HTTP/1.1\r\n" + host + "\r\n", brief, "400", 1, nil},
+		{"bad chunk", "POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\n\r\nZZ\r\nhello\r\n0\r\n\r\n", long, "400", 1, nil},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			got := speak(t, test.request, test.rest)
+			if line := status(got); !strings.HasPrefix(line, "HTTP/1.") || !strings.Contains(line, " "+test.status) {
+				t.Errorf("status line: got %q, want %s", line, test.status)
+			}
+			if n := strings.Count(got, "HTTP/1.1 ") + strings.Count(got, "HTTP/1.0 "); n != test.answers {
+				t.Errorf("got %d answers, want %d:\n%s", n, test.answers, got)
+			}
+			if strings.Contains(got, "/smuggled") {
+				t.Errorf("a request was smuggled:\n%s", got)
+			}
+			wantText(t, got, test.say...)
+			if test.name == "HEAD" && !strings.HasSuffix(got, "\r\n\r\n") {
+				t.Errorf("an answer to HEAD has a body:\n%s", got)
+			}
+		})
+	}
+}
+
+// TestExitInFlight: the program dies over a request; the client is told, the
+// next request is answered by its successor.
+func TestExitInFlight(t *testing.T) {
+	t.Parallel()
+	app := newApp(t)
+	c := web()
+	c.Restart = &machines.Restart{Policy: "on-failure", MaxRetries: 10}
+	m := start(t, app, c)
+	get(t, app, "/").echo(t)
+	a := request(t, http.MethodPost, app, "/exit", strings.NewReader("x"))
+	if a.StatusCode != http.StatusBadGateway || a.Header.Get("Roost-Error") == "" {
+		t.Errorf("got %d %q, want 502 with a code: %s", a.StatusCode, a.Header.Get("Roost-Error"), a.Text)
+	}
+	wantText(t, a.Text, m.ID)
+	wantMachine(t, get(t, app, "/"), m.ID)
+	if list := exits(t, app, m.ID); len(list) == 0 || list[0].ExitEvent.ExitCode != 9 || !list[0].ExitEvent.Restarting {
+		t.Errorf("exits: got %+v, want code 9 and a restart", list)
+	}
+}
