@@ -132,6 +132,36 @@ func (library) Resolve(_ context.Context, ref string) (root.Image, error) {
 	return root.Image{Registry: "example.com", Repository: ref, Digest: "sha256:1"}, nil
 }
 
+func (library) Own(ref string) (string, error) {
+	repository, own := strings.CutPrefix(ref, "registry.localhost/")
+	if !own {
+		return "", nil
+	}
+	repository, _, _ = strings.Cut(repository, ":")
+	return repository, nil
+}
+
+// Load finds the image that as names, or in its place the archive.
+func (library) Load(_ context.Context, r io.Reader, as string, allow func(string) error) ([]root.Image, error) {
+	if as == "" {
+		data, err := io.ReadAll(r)
+		if err != nil {
+			return nil, err
+		}
+		as = string(data)
+	}
+	return nil, allow(as)
+}
+
+func (library) Remove(context.Context, string) error { return nil }
+
+func (library) List(context.Context) ([]ImageInfo, error) {
+	return []ImageInfo{
+		{Image: root.Image{Registry: "registry.localhost", Repository: "shop", Tag: "1"}},
+		{Image: root.Image{Registry: "docker.io", Repository: "library/debian", Tag: "12"}},
+	}, nil
+}
+
 type world struct {
 	t *testing.T
 	*Control

@@ -55,6 +55,9 @@ func (s *Machines) Create(ctx context.Context, a auth.Actor, app root.AppName, c
 			}
 		}
 	}
+	if err := s.mayUseAll(a, found.Org, c.Config); err != nil {
+		return nil, err
+	}
 	img, err := s.Images.Resolve(ctx, c.Config.Image)
 	if err != nil {
 		return nil, fmt.Errorf("resolve image: %w", err)

@@ -3,6 +3,8 @@ package control
 import (
 	"context"
 	"io"
+	"slices"
+	"strings"
 	"time"
 
 	root "github.com/roost-run/roost"
@@ -33,7 +35,11 @@ type ImageStore interface {
 	Resolve(ctx context.Context, ref string) (root.Image, error)
 	List(ctx context.Context) ([]ImageInfo, error)
 	Pull(ctx context.Context, ref string, progress func(PullProgress)) (root.Image, error)
-	Load(ctx context.Context, r io.Reader, as string) ([]root.Image, error)
+	// Load asks allow about each name that an image would get.
+	Load(ctx context.Context, r io.Reader, as string, allow func(name string) error) ([]root.Image, error)
+	// Own is the repository of our own registry that a reference names, an
+	// app's name; "" if it names something else.
+	Own(ref string) (repository string, err error)
 	Remove(ctx context.Context, ref string) error
 }
 
@@ -49,12 +55,76 @@ type Builder interface {
 	Build(ctx context.Context, r BuildRequest, context io.Reader, log func(line string)) (root.Image, error)
 }
 
-// List returns the images on this host.
+// List returns the images on this host, without those of other organisations'
+// apps.
 func (s *Images) List(ctx context.Context, a auth.Actor) ([]ImageInfo, error) {
 	if err := a.Allow(auth.ImageList, "", "", ""); err != nil {
 		return nil, err
 	}
-	return s.d.Images.List(ctx)
+	list, err := s.d.Images.List(ctx)
+	if err != nil || a.Root {
+		return list, err
+	}
+	return slices.DeleteFunc(list, func(i ImageInfo) bool { return s.d.mayUse(a, a.Org, i.Ref()) != nil }), nil
+}
+
+// mayUse refuses an image that is in our own registry and belongs to an app of
+// an organisation other than org.
+func (d *Deps) mayUse(a auth.Actor, org root.OrgSlug, ref string) error {
+	repository, err := d.Images.Own(ref)
+	if err != nil || repository == "" || a.Root {
+		return err
+	}
+	if app := d.Catalog.Snapshot().App(root.AppName(repository)); app != nil && app.Org != org {
+		return root.Errorf(root.Forbidden, "image %s belongs to another organisation", ref)
+	}
+	return nil
+}
+
+// mayUseAll is mayUse for all that a config names.
+func (d *Deps) mayUseAll(a auth.Actor, org root.OrgSlug, c root.Config) error {
+	if err := d.mayUse(a, org, c.Image); err != nil {
+		return err
+	}
+	for _, f := range c.Files {
+		if f.ImageConfig == "" {
+			continue
+		}
+		if err := d.mayUse(a, org, f.ImageConfig); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mayName refuses a name for an image to all who may not push to it. Names
+// outside our own registry mean the same to everybody on this host: where
+// there are several organisations, they are root's.
+func (d *Deps) mayName(a auth.Actor, name string) error {
+	repository, err := d.Images.Own(name)
+	switch {
+	case err != nil:
+		return err
+	case a.Root:
+		return nil
+	case repository == "":
+		if !d.others(a.Org) {
+			return nil
+		}
+		return root.Errorf(root.Forbidden, "only root on the host may load an image as %s: name it after your app in this host's registry", name)
+	}
+	_, err = d.app(a, auth.ImagePush, root.AppName(repository))
+	return err
+}
+
+// others reports whether an organisation other than org has apps.
+func (d *Deps) others(org root.OrgSlug) bool {
+	for app := range d.Catalog.Snapshot().Apps() {
+		if app.Org != org {
+			return true
+		}
+	}
+	return false
 }
 
 // Pull fetches an image from its registry.
@@ -70,12 +140,18 @@ func (s *Images) Load(ctx context.Context, a auth.Actor, r io.Reader, as string)
 	if err := a.Allow(auth.ImagePush, "", "", ""); err != nil {
 		return nil, err
 	}
-	return s.d.Images.Load(ctx, r, as)
+	return s.d.Images.Load(ctx, r, as, func(name string) error { return s.d.mayName(a, name) })
 }
 
 // Remove forgets an image; Precondition while a machine needs it.
 func (s *Images) Remove(ctx context.Context, a auth.Actor, ref string) error {
 	if err := a.Allow(auth.ImageRemove, "", "", ""); err != nil {
+		return err
+	}
+	if !a.Root && strings.HasPrefix(ref, "sha256:") { // under whose name?
+		return root.Errorf(root.Forbidden, "only root on the host may remove an image by its digest alone: name it")
+	}
+	if err := s.d.mayUse(a, a.Org, ref); err != nil {
 		return err
 	}
 	return s.d.Images.Remove(ctx, ref)

@@ -37,6 +37,9 @@ func (s *Machines) Update(ctx context.Context, a auth.Actor, app root.AppName, i
 	if err := u.Config.Validate(); err != nil {
 		return nil, err
 	}
+	if err := s.mayUseAll(a, m.Org, u.Config); err != nil {
+		return nil, err
+	}
 	img, err := s.Images.Resolve(ctx, u.Config.Image)
 	if err != nil {
 		return nil, fmt.Errorf("resolve image: %w", err)

@@ -55,6 +55,10 @@ func (s imageStore) Pull(ctx context.Context, ref string, progress func(control.
 	})
 }
 
+func (s imageStore) Load(ctx context.Context, r io.Reader, as string, allow func(name string) error) ([]root.Image, error) {
+	return s.LoadAllowed(ctx, r, as, allow)
+}
+
 // imageBuilder reaches the builder process, which is started when needed.
 type imageBuilder struct {
 	supervisor *orders.Client

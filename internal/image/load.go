@@ -22,7 +22,13 @@ import (
 // image in it. Each is unpacked, which checks every layer. An archive that is
 // damaged, holds no image for this host, or has layers that point out of their
 // root file system gives Invalid and leaves nothing.
-func (s *Store) Load(ctx context.Context, r io.Reader, as string) (loaded []root.Image, err error) {
+func (s *Store) Load(ctx context.Context, r io.Reader, as string) ([]root.Image, error) {
+	return s.LoadAllowed(ctx, r, as, nil)
+}
+
+// LoadAllowed is Load where allow, if set, may refuse each name that an image
+// would get, whoever chose it, before anything gets one.
+func (s *Store) LoadAllowed(ctx context.Context, r io.Reader, as string, allow func(name string) error) (loaded []root.Image, err error) {
 	var asRef ref
 	if as != "" {
 		if asRef, err = s.parse(as); err != nil {
@@ -30,6 +36,11 @@ func (s *Store) Load(ctx context.Context, r io.Reader, as string) (loaded []root
 		}
 		if asRef.domain == "" || asRef.digest != "" {
 			return nil, root.Errorf(root.Invalid, "%q cannot name a loaded image: write repository[:tag]", clip(as))
+		}
+		if allow != nil { // before the archive is read in vain
+			if err := allow(asRef.String()); err != nil {
+				return nil, err
+			}
 		}
 	}
 	ctx, done, err := s.Flight(ctx)
@@ -84,6 +95,11 @@ func (s *Store) Load(ctx context.Context, r io.Reader, as string) (loaded []root
 		return nil, root.Errorf(root.Invalid, "the archive does not say what its image is called: give a name, for example \"shop:1\"")
 	}
 	for _, n := range order {
+		if allow != nil {
+			if err := allow(n.String()); err != nil {
+				return nil, err
+			}
+		}
 		m, err := s.manifestOf(ctx, n, named[n])
 		if err != nil {
 			return nil, damaged(err)

@@ -105,3 +105,13 @@ func (s *Store) own(r ref) bool {
 	host, _, _ := strings.Cut(r.domain, ":")
 	return host == s.Registry()
 }
+
+// Own returns the repository of our own registry that reference names, "" if
+// it names something else.
+func (s *Store) Own(reference string) (repository string, err error) {
+	r, err := s.parse(reference)
+	if err != nil || !s.own(r) {
+		return "", err
+	}
+	return r.path, nil
+}
