@@ -2,6 +2,7 @@ package roost
 
 import (
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
 	"sync"
@@ -75,9 +76,7 @@ func fromImage(i root.Image) client.Image {
 	return client.Image{Ref: i.Ref(), Digest: string(i.Digest)}
 }
 
-// buildImage streams the build's output. HTTP/1.1 clients, and proxies between,
-// send their whole request before they read the answer, so the answer starts
-// when the archive has arrived; what was logged till then waits.
+// buildImage streams the build's output, also while the archive still comes in.
 func (h *handlers) buildImage(w http.ResponseWriter, r *http.Request) error {
 	q := r.URL.Query()
 	app, err := root.ParseAppName(q.Get("app"))
@@ -90,7 +89,6 @@ func (h *handlers) buildImage(w http.ResponseWriter, r *http.Request) error {
 			req.Args[key] = values[0]
 		}
 	}
-	// Lines go out while the rest of the archive still comes in.
 	if err := http.NewResponseController(w).EnableFullDuplex(); err != nil {
 		return fmt.Errorf("build image: %w", err)
 	}
@@ -98,6 +96,10 @@ func (h *handlers) buildImage(w http.ResponseWriter, r *http.Request) error {
 	image, err := h.Images.Build(r.Context(), route.Actor(r), req, r.Body, func(line string) {
 		s.send(client.Progress{Log: &line})
 	})
+	// A build that failed leaves some of the archive. The client may use the
+	// connection again once it has its answer, so what it sends must be gone
+	// by then; an error here only costs the connection.
+	_, _ = io.Copy(io.Discard, r.Body)
 	return s.finish(image, err)
 }
 
