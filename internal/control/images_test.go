@@ -30,9 +30,8 @@ func TestImagesStayInTheirOrganisation(t *testing.T) {
 		_, err := w.Machines.Create(ctx, a, app, CreateMachine{Config: c})
 		return err
 	}
-	base := root.Config{Image: "debian", Guest: root.Guest{CPUs: 1, CPUKind: "shared", Memory: 256 * root.MiB}}
 	with := func(image string, files ...root.File) root.Config {
-		c := base
+		c := config()
 		c.Image, c.Files = image, files
 		return c
 	}
