@@ -48,6 +48,7 @@ fuzz: ## every fuzz target for FUZZTIME
 	@scripts/fuzz $(FUZZTIME)
 
 bench: setup build ## measure, and write docs/benchmarks.md (root)
+	@scripts/setup wrk haproxy nginx-light
 	@$(GO) run ./e2e/bench -roost $(BIN)
 
 vm: ## the tests and the systemd unit on a plain Debian 12 in qemu (root; not part of test)

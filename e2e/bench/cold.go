@@ -100,8 +100,8 @@ func (w *world) cold(ctx context.Context) error {
 }
 
 // bareRunc runs a prepared boot of a stopped machine with runc alone: the same
-// config, root file system and network namespace, in a control group of its
-// own. The time runs until the program's port gave the first byte of an answer
+// config, root file system and network namespace, in a control group beside
+// the machine's. The time runs until the program's port gave the first byte of an answer
 // to a client where the edge stands.
 func (w *world) bareRunc(ctx context.Context, n int, b *boot) (took time.Duration, err error) {
 	id := fmt.Sprintf("%s-bare-%d", filepath.Base(w.Dir), n)
@@ -117,7 +117,11 @@ func (w *world) bareRunc(ctx context.Context, n int, b *boot) (took time.Duratio
 	if !ok {
 		return 0, errors.New("the bundle has no linux section")
 	}
-	linux["cgroupsPath"] = "/" + id
+	group, ok := linux["cgroupsPath"].(string)
+	if !ok {
+		return 0, errors.New("the bundle has no control group")
+	}
+	linux["cgroupsPath"] = filepath.Join(filepath.Dir(group), id) // beside the machines: same limits, same share of the CPU
 	if data, err = json.Marshal(config); err != nil {
 		return 0, err
 	}

@@ -77,7 +77,7 @@ func (w *world) django(ctx context.Context) error {
 	}
 
 	var warm, frozen, reclaimed, thaw, orders samples
-	var resident, swapped []int64
+	var resident, swapped, back []int64
 	wake := func(reclaim bool) (time.Duration, error) {
 		if err := w.suspend(ctx, app, m, reclaim); err != nil {
 			return 0, err
@@ -141,6 +141,11 @@ func (w *world) django(ctx context.Context) error {
 			return err
 		}
 		reclaimed = append(reclaimed, t)
+		s, err := w.stats(ctx, m)
+		if err != nil {
+			return err
+		}
+		back = append(back, s.Memory-resident[len(resident)-1])
 	}
 
 	r := w.report
@@ -152,7 +157,7 @@ func (w *world) django(ctx context.Context) error {
 	r.below("Wake of a suspended Django, frozen: first byte minus warm (p50)", frozen.p50()-warm.p50(), 8*time.Millisecond,
 		fmt.Sprintf("warm %s, waking %s", ms(warm.p50()), ms(frozen.p50())))
 	r.below("The same, reclaimed into a swap file (p50)", reclaimed.p50()-warm.p50(), 35*time.Millisecond,
-		fmt.Sprintf("warm %s, waking %s", ms(warm.p50()), ms(reclaimed.p50())))
+		fmt.Sprintf("warm %s, waking %s, which brings %s back from disk", ms(warm.p50()), ms(reclaimed.p50()), mb(median(back))))
 	r.below("The thaw itself (p50)", thaw.p50(), 2*time.Millisecond, "with its order over the socket "+ms(orders.p50()))
 	r.memory("Suspended Django, 2 workers, reclaimed: host memory", median(resident), 40<<20,
 		fmt.Sprintf("awake %s; %s lie uncompressed in the swap file", mb(awake.Memory), mb(median(swapped))))

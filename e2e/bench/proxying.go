@@ -108,6 +108,14 @@ func (w *world) proxying(ctx context.Context) (err error) {
 		slices.SortFunc(list, func(a, b proxyRow) int { return int(a.rate - b.rate) })
 		w.report.proxies = append(w.report.proxies, list[len(list)/2])
 	}
+	ours, best := w.report.proxies[0], w.report.proxies[1]
+	for _, p := range w.report.proxies[2:] {
+		if p.cpu < best.cpu {
+			best = p
+		}
+	}
+	w.report.against("HTTP/1.1 proxying: CPU per request, against the best peer", ours.cpu, best.cpu,
+		fmt.Sprintf("%.0f requests/s against %.0f (%s)", ours.rate, best.rate, best.version))
 	w.report.note(fmt.Sprintf("Proxying: wrk with %d connections, %d rounds of %s in turns, the round of median throughput; CPU is the proxy's own processes'.", proxyClients, proxyRounds, proxyTime))
 	return w.api.DeleteApp(ctx, app, true)
 }

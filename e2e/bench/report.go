@@ -76,17 +76,29 @@ func (r *report) cpu(what string, got, bar float64, beside string) {
 	r.rows = append(r.rows, row{what, fmt.Sprintf("%.2f %%", got), promise, verdict, beside})
 }
 
+// against records a cost whose promise is that of the best peer.
+func (r *report) against(what string, got, peer time.Duration, beside string) {
+	verdict := "hit"
+	if got > peer {
+		verdict = fmt.Sprintf("MISS, %.1f times", float64(got)/float64(peer))
+	}
+	r.rows = append(r.rows, row{what, fmt.Sprintf("%.1f µs", float64(got)/1e3), fmt.Sprintf("<= %.1f µs", float64(peer)/1e3), verdict, beside})
+}
+
 // tables are the report's, as titles and cells.
 func (r *report) tables() (titles []string, tables [][][]string) {
 	promises := [][]string{{"What", "Measured", "Promise", "", "In the same run"}}
 	for _, x := range r.rows {
 		promises = append(promises, []string{x.what, x.measured, x.promise, x.verdict, x.beside})
 	}
+	titles, tables = []string{"Promises"}, [][][]string{promises}
 	details := [][]string{{"Measurement", "Repetitions", "p50", "p90"}}
 	for _, d := range r.details {
 		details = append(details, []string{d.what, fmt.Sprint(len(d.s)), ms(d.s.p50()), ms(d.s.p90())})
 	}
-	titles, tables = []string{"Promises", "All times"}, [][][]string{promises, details}
+	if len(r.details) > 0 {
+		titles, tables = append(titles, "All times"), append(tables, details)
+	}
 	if len(r.proxies) > 0 {
 		list := [][]string{{"Proxy", "Requests/s", "CPU per request", "p50", "p99"}}
 		for _, p := range r.proxies {
