@@ -92,6 +92,7 @@ var arrows = map[string][]string{
 	"/e2e/demo":       {"/e2e/instance", "/e2e/story"},
 	"/e2e/real":       {"/e2e/instance", "/machines"},
 	"/e2e/real/probe": {},
+	"/e2e/scripts":    {"/e2e/instance", "/machines"},
 	"/e2e/compat":     {"/e2e/instance", "/machines"},
 	"/e2e/bench":      {"/e2e/instance", "/machines"},
 	"/e2e/bench/app":  {},

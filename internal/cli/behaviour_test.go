@@ -371,6 +371,11 @@ func TestLogsEnd(t *testing.T) {
 		t.Errorf("output: got %q, want the line before the end", s.out)
 	}
 	a.run(t, "logs", "-a", "broken", "--no-tail").want(t, 0)
+
+	// A machine that never was has no log to wait for; one that is gone has.
+	a.answer("GET /v1/apps/silent/machines", 200, []machines.Machine{})
+	a.mux.HandleFunc("GET /roost/v1/apps/silent/logs", func(http.ResponseWriter, *http.Request) {})
+	a.run(t, "machine", "logs", "-a", "silent", id).want(t, exitFailed, "app silent has no machine "+id, "--all")
 }
 
 func TestExec(t *testing.T) {

@@ -3,10 +3,13 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 
 	"github.com/roost-run/roost/internal/client"
+	"github.com/roost-run/roost/machines"
 )
 
 func newLogsCmd(f *factory) *cobra.Command {
@@ -38,7 +41,16 @@ func logsCmd(f *factory, use, short string, args cobra.PositionalArgs) *cobra.Co
 			if err != nil {
 				return err
 			}
+			known := true
+			if o.Machine != "" {
+				if known, err = hasMachine(cmd.Context(), c, app, o.Machine); err != nil {
+					return err
+				}
+				o.Follow = o.Follow && known // it writes nothing more
+			}
+			said := false
 			err = c.Logs(cmd.Context(), app, o, func(l client.LogLine) error {
+				said = true
 				if asJSON {
 					return f.io.JSON(l)
 				}
@@ -46,6 +58,9 @@ func logsCmd(f *factory, use, short string, args cobra.PositionalArgs) *cobra.Co
 			})
 			if o.Follow && errors.Is(err, context.Canceled) {
 				return nil // a person has seen enough
+			}
+			if err == nil && !known && !said {
+				return hintError{fmt.Errorf("app %s has no machine %s", app, o.Machine), "`roost machine list --app " + app + " --all` shows the machines"}
 			}
 			return err
 		},
@@ -56,6 +71,12 @@ func logsCmd(f *factory, use, short string, args cobra.PositionalArgs) *cobra.Co
 		cmd.Flags().StringVarP(&o.Machine, "machine", "i", "", "only this machine")
 	}
 	return f.onApp(jsonFlag(cmd, &asJSON))
+}
+
+// hasMachine: also one that was destroyed lately.
+func hasMachine(ctx context.Context, c *client.Client, app, id string) (bool, error) {
+	list, err := c.List(ctx, app, machines.ListOptions{Deleted: true})
+	return slices.ContainsFunc(list, func(m machines.Machine) bool { return m.ID == id }), err
 }
 
 func (f *factory) printLog(l client.LogLine) error {

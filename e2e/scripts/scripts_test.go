@@ -1,0 +1,164 @@
+// Package scripts uses the command line as a person would: each script in
+// testdata is a session against one real instance that all of them share, with
+// what it prints and what it says of mistakes. The language is testscript's;
+// beside its commands there are:
+//
+//	fails CODE COMMAND...   it must end with that exit code
+//	keep NAME               the last output becomes the variable NAME
+//	get APP PATH            asks the app through the edge; prints status and body
+//
+// Each script has an app name of its own, $APP, whose app goes with it.
+package scripts
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/roost-run/roost/e2e/instance"
+	"github.com/roost-run/roost/machines"
+)
+
+const probe = "registry.localhost/probe:latest"
+
+var in *instance.Instance
+
+func TestMain(m *testing.M) {
+	code, err := run(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "e2e/scripts:", err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+func run(m *testing.M) (code int, err error) {
+	if os.Getuid() != 0 {
+		return 1, errors.New("these tests need root: machines need namespaces, mounts and control groups")
+	}
+	ctx := context.Background()
+	before, err := instance.ReadHost(ctx)
+	if err != nil {
+		return 1, err
+	}
+	binary := os.Getenv("E2E_ROOST") // another binary than make's
+	if binary == "" {
+		if binary, err = filepath.Abs("../../bin/roost"); err != nil {
+			return 1, err
+		}
+	}
+	if in, err = instance.Start(ctx, binary, "--swap=none"); err != nil {
+		return 1, err
+	}
+	defer func() {
+		err = errors.Join(err, in.Close(ctx))
+		if err == nil {
+			err = instance.CheckRestored(ctx, before, in.Marks(), in.Dir)
+		}
+	}()
+	if err := instance.BuildArchive(ctx, "../real/probe", probe, archive()); err != nil {
+		return 1, err
+	}
+	if _, err := in.CLI(ctx, "image", "load", archive()); err != nil {
+		return 1, err
+	}
+	code = m.Run()
+	if code != 0 {
+		fmt.Fprintf(os.Stderr, "the platform's last words:\n%s\n", in.LogTail(20))
+	}
+	return code, nil
+}
+
+func archive() string { return filepath.Join(in.Dir, "probe.tar") }
+
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata", RequireExplicitExec: true,
+		Setup: func(e *testscript.Env) error { return setup(t, e) },
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"fails": fails, "keep": keep, "get": get,
+		},
+	})
+}
+
+func setup(t *testing.T, e *testscript.Env) error {
+	t.Helper()
+	_, name, _ := strings.Cut(filepath.Base(e.WorkDir), "script-")
+	app := "app-" + name
+	// Short, for the sockets in it.
+	short, err := os.MkdirTemp("/tmp", "roost-script-")
+	if err != nil {
+		return err
+	}
+	socket := "unix://" + filepath.Join(in.Run(), "api.sock")
+	e.Vars = append(e.Vars,
+		"PATH="+filepath.Dir(in.Binary)+string(os.PathListSeparator)+os.Getenv("PATH"), "GOCACHE="+os.Getenv("GOCACHE"),
+		"HOME="+e.WorkDir, "XDG_CONFIG_HOME="+filepath.Join(e.WorkDir, "config"), "ROOST_URL="+socket,
+		"APP="+app, "PROBE="+probe, "ARCHIVE="+archive(), "API="+in.API, "EDGE="+in.Edge, "DATA="+filepath.Join(in.Dir, "data"), "SHORT="+short,
+	)
+	e.Defer(func() {
+		if err := os.RemoveAll(short); err != nil {
+			t.Error(err)
+		}
+		err := machines.New(machines.Options{BaseURL: socket}).DeleteApp(context.WithoutCancel(t.Context()), app, true)
+		if err != nil && machines.StatusOf(err) != http.StatusNotFound {
+			t.Errorf("delete app %s: %v", app, err)
+		}
+	})
+	return nil
+}
+
+func fails(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: fails CODE COMMAND...")
+	}
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	err = ts.Exec(args[1], args[2:]...)
+	got := 0
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		got = exit.ExitCode()
+	} else if err != nil {
+		ts.Fatalf("%v", err)
+	}
+	if got != want {
+		ts.Fatalf("exit code: got %d, want %d\n%s%s", got, want, ts.ReadFile("stdout"), ts.ReadFile("stderr"))
+	}
+}
+
+func keep(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: keep NAME")
+	}
+	ts.Setenv(args[0], strings.TrimSpace(ts.ReadFile("stdout")))
+}
+
+func get(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: get APP PATH")
+	}
+	hc := &http.Client{Timeout: instance.RequestTimeout, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, network, in.Edge)
+	}}}
+	req, err := http.NewRequestWithContext(context.Background(), http.MethodGet, "http://"+args[0]+".localhost"+args[1], nil)
+	ts.Check(err)
+	resp, err := hc.Do(req)
+	ts.Check(err)
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	ts.Check(err)
+	_, err = fmt.Fprintf(ts.Stdout(), "%d\n%s\n", resp.StatusCode, body)
+	ts.Check(err)
+}
