@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -362,11 +363,16 @@ func imageHosts(rootfs string) []byte {
 	if err != nil || !fi.Mode().IsRegular() { // a FIFO would block
 		return nil
 	}
-	f, err := r.Open("etc/hosts")
+	// A running machine of a persistent root file system may have put a FIFO
+	// there since.
+	f, err := r.OpenFile("etc/hosts", os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil
 	}
 	defer f.Close()
+	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
+		return nil
+	}
 	data, err := io.ReadAll(io.LimitReader(f, maxHosts))
 	if err != nil {
 		return nil

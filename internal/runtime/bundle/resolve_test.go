@@ -278,6 +278,46 @@ func TestWriteFilesOnAFIFO(t *testing.T) {
 	}
 }
 
+// A persistent root file system may have a running machine, which puts
+// something else where a file was just seen: the node of a disk, here a fifo.
+func TestWriteFilesOnWhatIsSwapped(t *testing.T) {
+	dir := rootfs(t, map[string]string{"file": ""})
+	fifo := filepath.Join(dir, "fifo")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	reader, err := os.OpenFile(fifo, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				_ = unix.Renameat2(unix.AT_FDCWD, fifo, unix.AT_FDCWD, filepath.Join(dir, "file"), unix.RENAME_EXCHANGE)
+			}
+		}
+	}()
+	for range 5000 {
+		err := WriteFiles(dir, []root.File{{GuestPath: "/file", Content: []byte("x"), Mode: 0o644}})
+		if err != nil && !root.IsKind(err, root.Invalid) {
+			t.Errorf("got %v, want success or kind %v", err, root.Invalid)
+			break
+		}
+	}
+	close(stop)
+	<-stopped
+	var st unix.Stat_t
+	if err := unix.Fstat(int(reader.Fd()), &st); err != nil || st.Mode&0o777 != 0o600 {
+		t.Errorf("the fifo was taken for the file: mode %o, %v", st.Mode&0o777, err)
+	}
+}
+
 func FuzzUser(f *testing.F) {
 	f.Add("root:x:0:0::/root:/bin/sh\n", "root:x:0:\n", "root:root")
 	f.Add("a:b:1:2:c:d:e:f\n::::\n", "\n:::,,\n", "1:2")

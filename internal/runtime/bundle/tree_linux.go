@@ -151,11 +151,19 @@ func (t *tree) write(name string, content []byte, mode uint32) error {
 			return &fs.PathError{Op: "write", Path: name, Err: errors.New("not a regular file")}
 		}
 	}
-	f, err := t.openat(name, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_NONBLOCK, 0o600)
+	// Not truncated by the opening: a persistent root file system has a running
+	// machine, which may put the node of a disk there since the look above.
+	f, err := t.openat(name, unix.O_WRONLY|unix.O_CREAT|unix.O_NONBLOCK|unix.O_NOCTTY, 0o600)
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(content)
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return errors.Join(err, &fs.PathError{Op: "write", Path: name, Err: errors.New("not a regular file")}, f.Close())
+	}
+	err = f.Truncate(0)
+	if err == nil {
+		_, err = f.Write(content)
+	}
 	return errors.Join(err, f.Chown(0, 0), unix.Fchmod(int(f.Fd()), mode), f.Close())
 }
 
