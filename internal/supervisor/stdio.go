@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -48,6 +50,8 @@ type output struct {
 	f    *os.File
 	to   io.WriteCloser
 	done chan struct{} // closed when the reader has ended
+
+	stopping atomic.Bool // a machine that never pauses must not keep the reader
 }
 
 // carry starts the reader of f, which must not block; output owns both.
@@ -60,16 +64,17 @@ func carry(f *os.File, to io.WriteCloser) *output {
 			return
 		}
 		// The callback waits without a buffer in its hands.
-		_ = raw.Read(func(fd uintptr) bool { return o.drain(fd) })
+		_ = raw.Read(func(fd uintptr) bool { return o.drain(fd, math.MaxInt) })
 	}()
 	return o
 }
 
-// drain copies what is there; true means that nothing will come any more.
-func (o *output) drain(fd uintptr) bool {
+// drain copies what is there, up to about limit; true means that no more is to
+// be read.
+func (o *output) drain(fd uintptr, limit int) bool {
 	buf := readBuffers.Get().(*[32 << 10]byte)
 	defer readBuffers.Put(buf)
-	for {
+	for !o.stopping.Load() && limit > 0 {
 		n, err := unix.Read(int(fd), buf[:])
 		switch {
 		case err == unix.EINTR:
@@ -80,7 +85,9 @@ func (o *output) drain(fd uintptr) bool {
 			return true
 		}
 		_, _ = o.to.Write(buf[:n]) // a log never fails its writer
+		limit -= n
 	}
+	return true
 }
 
 // finish takes what is left after the last process has ended and closes both
@@ -88,13 +95,15 @@ func (o *output) drain(fd uintptr) bool {
 func (o *output) finish() error {
 	o.stop()
 	if raw, err := o.f.SyscallConn(); err == nil {
-		_ = raw.Control(func(fd uintptr) { o.drain(fd) })
+		o.stopping.Store(false)
+		_ = raw.Control(func(fd uintptr) { o.drain(fd, 2*pipeSize) })
 	}
 	return errors.Join(o.to.Close(), o.f.Close())
 }
 
 // stop ends the reader and leaves what is not read to a successor.
 func (o *output) stop() {
+	o.stopping.Store(true)
 	_ = o.f.SetReadDeadline(time.Unix(1, 0))
 	<-o.done
 }
