@@ -596,11 +596,6 @@ func under(ctx context.Context, do func() error) (answered int, lost, err error)
 
 func reload(ctx context.Context, w *world) (string, error) {
 	pid := property(ctx, "MainPID")
-	running := func() os.FileInfo {
-		info, _ := os.Stat("/proc/" + pid + "/exe")
-		return info
-	}
-	old := running()
 	answered, lost, err := under(ctx, func() error {
 		if err := copyFile(share+"/tree/bin/roost", program); err != nil {
 			return err
@@ -609,8 +604,8 @@ func reload(ctx context.Context, w *world) (string, error) {
 			return err
 		}
 		return until(ctx, "the new binary", func() error {
-			if os.SameFile(running(), old) {
-				return errors.New("the old one runs")
+			if n := processes(); n != 3 {
+				return fmt.Errorf("%d processes run it", n)
 			}
 			_, err := await(ctx, w)
 			return err
@@ -624,6 +619,25 @@ func reload(ctx context.Context, w *world) (string, error) {
 	}
 	seen, err := w.same(ctx)
 	return fmt.Sprintf("main process %s still, %d requests answered; %s", pid, answered, seen), err
+}
+
+// processes counts those that run the program as it is on disk, and gives a
+// negative number while others run what was there before.
+func processes() int {
+	n, stale := 0, 0
+	names, _ := filepath.Glob("/proc/[0-9]*/exe")
+	for _, name := range names {
+		switch exe, _ := os.Readlink(name); exe { // it may have ended
+		case program:
+			n++
+		case program + " (deleted)":
+			stale++
+		}
+	}
+	if stale > 0 {
+		return -stale
+	}
+	return n
 }
 
 func kill(ctx context.Context, w *world) (string, error) {
