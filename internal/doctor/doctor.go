@@ -118,10 +118,21 @@ func (h host) overlay() Finding {
 	if err == nil && strings.Contains(string(data), "overlay") {
 		return Finding{"overlay file system", OK, "available", ""}
 	}
-	if modules, err := filepath.Glob("/lib/modules/*/kernel/fs/overlayfs/overlay.ko*"); err == nil && len(modules) > 0 {
+	if h.module("kernel/fs/overlayfs/overlay.ko*") {
 		return Finding{"overlay file system", OK, "available as a module", ""}
 	}
 	return Finding{"overlay file system", Fatal, "not in this kernel", "modprobe overlay, or a kernel that has it"}
+}
+
+// module says whether the running kernel could load a module: those of another
+// one are of no use.
+func (h host) module(pattern string) bool {
+	release, err := os.ReadFile(filepath.Join(h.proc, "sys/kernel/osrelease"))
+	if err != nil {
+		return false
+	}
+	found, err := filepath.Glob(filepath.Join(h.modules, strings.TrimSpace(string(release)), pattern))
+	return err == nil && len(found) > 0
 }
 
 // versionTimeout bounds asking a runtime for its version.
@@ -173,12 +184,11 @@ func (h host) swap(mode string) Finding {
 	if _, err := os.Stat(filepath.Join(h.sys, "block/zram0")); err == nil {
 		return Finding{check, OK, "goes to zram", ""}
 	}
-	if release, err := os.ReadFile(filepath.Join(h.proc, "sys/kernel/osrelease")); err == nil {
-		// That of the running kernel: modules of another one cannot be loaded.
-		dir := filepath.Join(h.modules, strings.TrimSpace(string(release)))
-		if found, err := filepath.Glob(filepath.Join(dir, "kernel/drivers/block/zram/zram.ko*")); err == nil && len(found) > 0 {
-			return Finding{check, OK, "goes to zram", ""}
-		}
+	if h.module("kernel/drivers/block/zram/zram.ko*") {
+		return Finding{check, OK, "goes to zram", ""}
+	}
+	if mode == "zram" {
+		return Finding{check, Fatal, "swap is set to zram, which this kernel does not have", "set swap = \"auto\" or \"file:4GB\""}
 	}
 	return Finding{check, Warn, "stays in memory: this kernel has no zram", "set swap = \"file:4GB\"; freezing works without, memory is just not given back"}
 }
