@@ -258,6 +258,16 @@ func (a *Agent) waitSynced(ctx context.Context) error {
 	}
 }
 
+// do has the machine's goroutine carry out f, and returns the revision of the
+// status that tells of it.
+func (a *Agent) do(ctx context.Context, id root.MachineID, f func(context.Context, *machine) error) (int64, error) {
+	m, err := a.ready(ctx, id)
+	if err != nil {
+		return 0, err
+	}
+	return m.do(ctx, f)
+}
+
 // Launch makes a new machine be; see control.Agent.
 func (a *Agent) Launch(ctx context.Context, rec *root.Machine) (int64, error) {
 	if err := a.waitSynced(ctx); err != nil {
@@ -269,47 +279,27 @@ func (a *Agent) Launch(ctx context.Context, rec *root.Machine) (int64, error) {
 
 // Replace brings a machine to the version in rec.Spec; see control.Agent.
 func (a *Agent) Replace(ctx context.Context, rec *root.Machine, commit func(context.Context) (int64, error)) (int64, error) {
-	m, err := a.ready(ctx, rec.ID)
-	if err != nil {
-		return 0, err
-	}
-	return m.do(ctx, func(ctx context.Context, m *machine) error { return m.replace(ctx, rec, commit) })
+	return a.do(ctx, rec.ID, func(ctx context.Context, m *machine) error { return m.replace(ctx, rec, commit) })
 }
 
 // Start starts or thaws a machine.
 func (a *Agent) Start(ctx context.Context, id root.MachineID, o orders.Start) (int64, error) {
-	m, err := a.ready(ctx, id)
-	if err != nil {
-		return 0, err
-	}
-	return m.do(ctx, func(ctx context.Context, m *machine) error { return m.start(ctx, o) })
+	return a.do(ctx, id, func(ctx context.Context, m *machine) error { return m.start(ctx, o) })
 }
 
 // Stop asks a machine to stop.
 func (a *Agent) Stop(ctx context.Context, id root.MachineID, o orders.Stop) (int64, error) {
-	m, err := a.ready(ctx, id)
-	if err != nil {
-		return 0, err
-	}
-	return m.do(ctx, func(ctx context.Context, m *machine) error { return m.stop(ctx, o) })
+	return a.do(ctx, id, func(ctx context.Context, m *machine) error { return m.stop(ctx, o) })
 }
 
 // Restart stops and starts a machine.
 func (a *Agent) Restart(ctx context.Context, id root.MachineID, o orders.Stop) (int64, error) {
-	m, err := a.ready(ctx, id)
-	if err != nil {
-		return 0, err
-	}
-	return m.do(ctx, func(ctx context.Context, m *machine) error { return m.restart(ctx, o) })
+	return a.do(ctx, id, func(ctx context.Context, m *machine) error { return m.restart(ctx, o) })
 }
 
 // Suspend freezes a machine.
 func (a *Agent) Suspend(ctx context.Context, id root.MachineID, o orders.Suspend) (int64, error) {
-	m, err := a.ready(ctx, id)
-	if err != nil {
-		return 0, err
-	}
-	return m.do(ctx, func(ctx context.Context, m *machine) error { return m.suspend(ctx, o) })
+	return a.do(ctx, id, func(ctx context.Context, m *machine) error { return m.suspend(ctx, o) })
 }
 
 // Destroy removes a machine and its record. A command that is still at work
@@ -324,21 +314,6 @@ func (a *Agent) Destroy(ctx context.Context, id root.MachineID) (int64, error) {
 }
 
 var errDestroyed = root.Errorf(root.Conflict, "the machine was destroyed meanwhile")
-
-// Report takes over results of health checks, which the edge runs.
-func (a *Agent) Report(ctx context.Context, id root.MachineID, instance root.InstanceID, checks []root.CheckResult) error {
-	m, err := a.ready(ctx, id)
-	if err != nil {
-		return err
-	}
-	_, err = m.do(ctx, func(ctx context.Context, m *machine) error {
-		if m.instanceID() == instance {
-			m.st.Checks, m.dirty = checks, true
-		}
-		return nil
-	})
-	return err
-}
 
 // Signal sends a signal to the main process.
 func (a *Agent) Signal(ctx context.Context, id root.MachineID, signal int) error {

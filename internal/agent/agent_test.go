@@ -617,20 +617,6 @@ func TestHostReboot(t *testing.T) {
 	}
 }
 
-func TestReport(t *testing.T) {
-	h := newHost(t)
-	m := h.machine(1, webConfig(), true)
-	_, err := h.Launch(t.Context(), m)
-	must(t, err)
-	checks := []root.CheckResult{{Name: "servicecheck-00-http-8080", Status: "passing"}}
-	must(t, h.Report(t.Context(), m.ID, "01J0ABCDEFGHJKMNPQRSTVWXYZ", checks)) // of another version
-	if got := h.catalog.Snapshot().Machine(m.ID).Status.Checks; len(got) != 0 {
-		t.Errorf("checks of another version: got %v", got)
-	}
-	must(t, h.Report(t.Context(), m.ID, m.Spec.Instance, checks))
-	h.wait(m.ID, "the check", func(m *root.Machine) bool { return len(m.Status.Checks) == 1 })
-}
-
 func TestDestroyCutsAnUpdateShort(t *testing.T) {
 	h := newHost(t) // nothing listens: the update waits
 	m := h.machine(1, webConfig(), true)

@@ -77,7 +77,7 @@ func (c *Config) APISocket() string { return filepath.Join(c.Run, "api.sock") }
 func (c *Config) SupervisorSocket() string { return filepath.Join(c.Run, "supervisor.sock") }
 
 // ControlSocket is where the control process serves the edge: the catalog
-// feed, reports, and every API request the edge forwards.
+// feed, and every API request the edge forwards.
 func (c *Config) ControlSocket() string { return filepath.Join(c.Run, "control.sock") }
 
 // StoreSocket is where the control process lends its image stores to the builder.

@@ -13,28 +13,11 @@ import (
 	"github.com/roost-run/roost/internal/registry"
 )
 
-// Report is what the edge found out about a machine: the body of POST
-// /internal/report is a list of them.
-type Report struct {
-	Machine  root.MachineID
-	Instance root.InstanceID
-	Checks   []root.CheckResult
-}
-
 // handler is all of control.sock: the edge's own paths, the registry, and the
 // API for everything else.
 func (p *process) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET "+feed.Path, feed.Handler(p.catalog))
-	mux.HandleFunc("POST /internal/report", ipc.Handler(func(ctx context.Context, _ *http.Request, reports []Report) (struct{}, error) {
-		for _, r := range reports {
-			err := p.agent.Report(ctx, r.Machine, r.Instance, r.Checks)
-			if err != nil && !root.IsKind(err, root.NotFound) {
-				return struct{}{}, err
-			}
-		}
-		return struct{}{}, nil
-	}))
 	mux.Handle("/internal/", http.NotFoundHandler())
 	mux.Handle("/v2/", registry.Handler(p.images, p.authorizeRepository, p.log))
 	mux.Handle("/", p.api())
