@@ -232,7 +232,7 @@ func (e *edge) serve(g *errgroup.Group, names []orders.Listener, files []*os.Fil
 		_ = f.Close() // l has its own
 		switch n.Kind {
 		case orders.ListenDNS:
-			dns.stream = append(dns.stream, l)
+			dns.stream = append(dns.stream, limited(l, n.Kind))
 		case orders.ListenEdge:
 			if n.TLS {
 				// Held open for the certificate work to come; nobody accepts.
@@ -240,7 +240,7 @@ func (e *edge) serve(g *errgroup.Group, names []orders.Listener, files []*os.Fil
 			}
 			g.Go(func() error { return ignoreClosed(e.proxy.Serve(proxy.Listener{Listener: l, Port: n.Port})) })
 		case orders.ListenAPI, orders.ListenAPISock, orders.ListenInternal:
-			g.Go(func() error { return ignoreClosed(e.front.Serve(l, string(n.Kind), "")) })
+			g.Go(func() error { return ignoreClosed(e.front.Serve(limited(l, n.Kind), string(n.Kind), "")) })
 		default:
 			e.log.Warn("unknown kind of listener", "kind", n.Kind, "address", n.Address)
 			_ = l.Close()

@@ -183,6 +183,9 @@ func (f *front) server(kind string, machine root.MachineID, instance root.Instan
 
 func (f *front) origin(c net.Conn, kind string, machine root.MachineID, instance root.InstanceID) origin {
 	o := origin{kind: kind, machine: machine, instance: instance}
+	if l, ok := c.(*limitedConn); ok {
+		c = l.Conn
+	}
 	if u, ok := c.(*net.UnixConn); ok {
 		o.peer = "unknown"
 		if cred, err := ipc.PeerCredentials(u); err == nil {
@@ -291,7 +294,7 @@ func (f *front) serveMachine(from sockets, s *http.Server, instance root.Instanc
 	if err := errors.Join(err, file.Close()); err != nil {
 		return err
 	}
-	return ignoreClosed(s.Serve(l))
+	return ignoreClosed(s.Serve(limited(l, orders.ListenMachine)))
 }
 
 // forget ends serving an instance's socket.
