@@ -63,6 +63,7 @@ func (p *Proxy) serveHTTP(w http.ResponseWriter, r *http.Request, port int) {
 		if f.Status == statusClientClosed {
 			panic(http.ErrAbortHandler) // nobody listens any more
 		}
+		p.part(w.Header())
 		x.rec.Bytes = int64(f.write(w, r, x.id))
 	}
 }
@@ -292,6 +293,7 @@ func (p *Proxy) respond(w http.ResponseWriter, x *exchange, resp *http.Response)
 	announced := len(resp.Trailer)
 	removeHop(resp.Header)
 	x.responseHeader(h, resp.Header)
+	p.part(h)
 	if announced > 0 {
 		names := make([]string, 0, announced)
 		for name := range resp.Trailer {

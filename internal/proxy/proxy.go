@@ -11,10 +11,12 @@ package proxy
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	root "github.com/roost-run/roost"
@@ -77,6 +79,10 @@ const (
 	// upstreamIdle is how long an idle connection to a machine is kept, as on
 	// Fly; shorter than the keep-alive of common app servers.
 	upstreamIdle = 4 * time.Second
+	// farewellTimeout is how long clients that keep a connection are waited for
+	// before it is closed: most that are busy come back within it.
+	farewellTimeout = 500 * time.Millisecond
+	farewellPoll    = 10 * time.Millisecond
 	// maxAttempts bounds how often one request looks for a machine.
 	maxAttempts = 90
 )
@@ -93,10 +99,14 @@ type Proxy struct {
 	backends sync.Map // root.InstanceID -> *backend
 	upgrades upgrades
 
-	mu      sync.Mutex
-	servers []*http.Server
-	closing bool
-	serving sync.WaitGroup
+	mu        sync.Mutex
+	servers   []*http.Server
+	listeners []net.Listener
+	closing   bool
+	serving   sync.WaitGroup
+
+	farewell atomic.Bool  // answers tell clients to close their connection
+	open     atomic.Int64 // connections that clients may send requests on
 }
 
 // New returns a Proxy that serves nothing yet.
@@ -127,6 +137,7 @@ func (p *Proxy) Serve(l Listener) error {
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
 		ConnContext:       withGuard,
+		ConnState:         p.count,
 		ErrorLog:          slog.NewLogLogger(p.o.Logger.Handler(), slog.LevelDebug),
 	}
 	s.Protocols = new(http.Protocols)
@@ -136,20 +147,63 @@ func (p *Proxy) Serve(l Listener) error {
 		p.mu.Unlock()
 		return http.ErrServerClosed
 	}
-	p.servers = append(p.servers, s)
+	p.servers, p.listeners = append(p.servers, s), append(p.listeners, l.Listener)
 	p.serving.Add(1)
 	p.mu.Unlock()
 	defer p.serving.Done()
-	return s.Serve(guard{l.Listener})
+	err := s.Serve(guard{l.Listener})
+	if p.farewell.Load() && errors.Is(err, net.ErrClosed) {
+		return http.ErrServerClosed
+	}
+	return err
 }
 
-// Shutdown takes no new connections and waits for requests in flight until ctx
+// count follows the connections of clients.
+func (p *Proxy) count(_ net.Conn, s http.ConnState) {
+	switch s {
+	case http.StateNew:
+		p.open.Add(1)
+	case http.StateHijacked, http.StateClosed:
+		p.open.Add(-1)
+	}
+}
+
+// sayFarewell has clients close their connections: a request on its way when
+// the server closes one would be lost, and so would one that net/http reads
+// once it is shutting down.
+func (p *Proxy) sayFarewell(ctx context.Context) {
+	t := time.NewTicker(farewellPoll)
+	defer t.Stop()
+	for end := time.Now().Add(farewellTimeout); p.open.Load() > 0 && time.Now().Before(end); {
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// part adds the farewell to an answer.
+func (p *Proxy) part(h http.Header) {
+	if p.farewell.Load() {
+		h["Connection"] = []string{"close"}
+	}
+}
+
+// Shutdown asks clients that keep their connection to close it, then takes no
+// new connections and waits for requests in flight until ctx
 // ends; upgraded connections are closed then, WebSockets with code 1001.
 func (p *Proxy) Shutdown(ctx context.Context) error {
 	p.mu.Lock()
 	p.closing = true
-	servers := p.servers
+	servers, listeners := p.servers, p.listeners
 	p.mu.Unlock()
+	p.farewell.Store(true)
+	for _, l := range listeners {
+		_ = l.Close() // the socket itself is the server process's
+	}
+	p.serving.Wait()
+	p.sayFarewell(ctx)
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	var first error
@@ -165,7 +219,6 @@ func (p *Proxy) Shutdown(ctx context.Context) error {
 	}
 	wg.Go(func() { p.upgrades.drain(ctx) })
 	wg.Wait()
-	p.serving.Wait()
 	p.flights.Close()
 	p.backends.Range(func(_, v any) bool {
 		v.(*backend).transport.CloseIdleConnections()
