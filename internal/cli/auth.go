@@ -175,5 +175,3 @@ func whoami(ctx context.Context, c *client.Client) (caller, error) {
 	}
 	return r.Tokens[0], nil
 }
-
-func environ() []string { return os.Environ() }

@@ -493,6 +493,28 @@ func TestAnnounce(t *testing.T) {
 	}
 }
 
+// Where a server's configuration comes from: the flag, else the variable.
+func TestServerConfigFile(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"flag", "variable"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(`domain = "`+name+`.example"`), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("ROOST_CONFIG", filepath.Join(dir, "variable"))
+	for want, args := range map[string][]string{
+		"variable.example": {"server", "--print-config"},
+		"flag.example":     {"server", "--print-config", "--config", filepath.Join(dir, "flag")},
+		"set.example":      {"server", "--print-config", "--domain", "set.example"},
+	} {
+		if s := (place{}).run(t, args...); s.code != 0 || !strings.Contains(s.out, `domain = "`+want+`"`) {
+			t.Errorf("%v: got %+v, want domain %s", args, s, want)
+		}
+	}
+	t.Setenv("ROOST_CONFIG", filepath.Join(dir, "missing"))
+	(place{}).run(t, "server", "--print-config").want(t, exitFailed, "missing")
+}
+
 func TestNearest(t *testing.T) {
 	names := []string{"create", "list", "destroy", "app", "machine"}
 	for typed, want := range map[string]string{"crate": "create", "lsit": "list", "machines": "machine", "mach": "machine", "x": "", "ap": "app", "unrelated": ""} {

@@ -64,7 +64,7 @@ func Main(args []string, p Processes) int {
 // Run is Main with streams and context of the caller's.
 func Run(ctx context.Context, t *term.IO, args []string, p Processes) int {
 	f := &factory{io: t}
-	cmd := newRootCmd(f, p)
+	cmd := newRootCmd(f, p) //nolint:contextcheck // commands get it from cobra
 	cmd.SetArgs(args)
 	cmd.SetOut(t.Out)
 	cmd.SetErr(t.Err)

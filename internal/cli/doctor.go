@@ -18,7 +18,7 @@ func newDoctorCmd(f *factory) *cobra.Command {
 		Example: "  roost doctor\n  roost doctor --data /srv/roost --json",
 		Args:    cobra.NoArgs,
 	}
-	cmd.Flags().StringVar(&file, "config", "", "configuration file of the server")
+	cmd.Flags().StringVar(&file, "config", "", "configuration file of the server (ROOST_CONFIG)")
 	load := settingFlags(cmd, &file)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		c, err := load()

@@ -49,7 +49,7 @@ func (f *factory) report(ctx context.Context, cmd *cobra.Command, err error) int
 	if err == nil {
 		return exitDone
 	}
-	if several, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // only what was joined at the top
+	if several, ok := err.(interface{ Unwrap() []error }); ok { // only what was joined at the top
 		code := exitDone
 		for _, e := range several.Unwrap() {
 			code = max(code, f.report(ctx, cmd, e))

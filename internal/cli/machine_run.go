@@ -19,7 +19,6 @@ import (
 
 // configFlags are the flags that make or change a machine's config.
 type configFlags struct {
-	image                              string
 	env, ports, metadata, entrypoint   []string
 	files                              []string
 	memory, cpus, swap                 int

@@ -35,7 +35,7 @@ stops the machines as well and leaves the host as it was.`,
 		Example: "  roost server --domain apps.example --listen :80\n  roost server --config ./roost.toml",
 		Args:    cobra.NoArgs,
 	}
-	cmd.Flags().StringVar(&file, "config", "", "configuration file (default "+config.DefaultFile+", if it exists)")
+	cmd.Flags().StringVar(&file, "config", "", "configuration file (ROOST_CONFIG; default "+config.DefaultFile+", if it exists)")
 	cmd.Flags().BoolVar(&dump, "print-config", false, "print the configuration in force and exit")
 	load := settingFlags(cmd, &file)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -158,7 +158,7 @@ func settingFlags(cmd *cobra.Command, file *string) (load func() (config.Config,
 				given[s.Key] = fl.Value.String()
 			}
 		}
-		return config.Load(given, environ(), *file)
+		return config.Load(given, os.Environ(), first(*file, os.Getenv("ROOST_CONFIG")))
 	}
 }
 

@@ -106,3 +106,58 @@ func TestParseBytes(t *testing.T) {
 		}
 	}
 }
+
+func TestCheck(t *testing.T) {
+	for name, c := range map[string]struct {
+		values map[string]string
+		want   string
+	}{
+		"same directories":      {map[string]string{"data": "/srv/roost", "run": "/srv/roost"}, "data and run are the same directory"},
+		"long run":              {map[string]string{"run": "/" + strings.Repeat("x", 50)}, "longer than 50 characters"},
+		"domain":                {map[string]string{"domain": "not a name"}, `domain = "not a name"`},
+		"region":                {map[string]string{"region": "Frankfurt am Main"}, `region = "Frankfurt am Main"`},
+		"address":               {map[string]string{"listen": "80"}, `"80" is not an address such as ":80"`},
+		"port it stands for":    {map[string]string{"listen": ":8080=http"}, `"http" is not a port`},
+		"port too large":        {map[string]string{"listen": ":8080=65536"}, `"65536" is not a port`},
+		"the same twice":        {map[string]string{"listen": ":80,:80"}, ":80 stands twice"},
+		"api":                   {map[string]string{"api": "4280"}, `api = "4280"`},
+		"swap":                  {map[string]string{"swap": "disk"}, `swap = "disk": not one of auto`},
+		"no queue":              {map[string]string{"hold_queue": "0"}, "hold_queue = 0"},
+		"no hold":               {map[string]string{"hold_timeout": "0s"}, "hold_timeout = 0s"},
+		"duration without unit": {map[string]string{"hold_timeout": "5"}, `hold_timeout = "5"`},
+		"negative":              {map[string]string{"reclaim_after": "-1s"}, "reclaim_after = -1s"},
+		"logs":                  {map[string]string{"logs": "1KB"}, "logs at least 1MB"},
+		"boolean":               {map[string]string{"access_log": "maybe"}, `access_log = "maybe"`},
+		"name server":           {map[string]string{"nameservers": "resolver"}, `"resolver" is not an address`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := Load(c.values, nil, os.DevNull)
+			if err == nil || !strings.Contains(err.Error(), c.want) || root.KindOf(err) != root.Invalid {
+				t.Errorf("got %v, want kind invalid and %q", err, c.want)
+			}
+		})
+	}
+	if _, err := Load(map[string]string{"api": "", "listen": "127.0.0.1:0=80,127.0.0.1:0=443", "reclaim_after": "0s"}, nil, os.DevNull); err != nil {
+		t.Errorf("no API port, any ports, reclaim at once: got %v, want nil", err)
+	}
+}
+
+// Every setting can be given in all three ways, and its default is its own.
+func TestSettings(t *testing.T) {
+	defaults := Default()
+	for _, s := range Settings() {
+		value := s.get(&defaults)
+		for source, load := range map[string]func() (Config, error){
+			"flag":        func() (Config, error) { return Load(map[string]string{s.Key: value}, nil, os.DevNull) },
+			"environment": func() (Config, error) { return Load(nil, []string{s.Env() + "=" + value}, os.DevNull) },
+			"file":        func() (Config, error) { return Load(nil, nil, write(t, s.Key+" = '"+value+"'\n")) },
+		} {
+			if got, err := load(); err != nil || !cmp.Equal(got, defaults) {
+				t.Errorf("%s by %s: got %v, %v", s.Key, source, cmp.Diff(defaults, got), err)
+			}
+		}
+		if s.Usage == "" || s.Flag() == "" || strings.Contains(s.Flag(), "_") {
+			t.Errorf("%s: flag %q, usage %q", s.Key, s.Flag(), s.Usage)
+		}
+	}
+}
