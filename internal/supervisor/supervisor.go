@@ -77,10 +77,8 @@ func Run(ctx context.Context, cfg config.Config) error {
 // runWith is Run with the children's command lines given.
 func runWith(ctx context.Context, cfg config.Config, argv func(child string) []string) (err error) {
 	log := cfg.Logger(os.Stderr, "server")
-	for dir, perm := range map[string]os.FileMode{cfg.Data: 0o700, cfg.Run: 0o755, filepath.Join(cfg.Run, "netns"): 0o755, filepath.Join(cfg.Run, "slots"): 0o700} {
-		if err := os.MkdirAll(dir, perm); err != nil {
-			return fmt.Errorf("make the directories: %w", err)
-		}
+	if err := makeDirs(&cfg); err != nil {
+		return err
 	}
 	// Names in the kernel follow from the data directory, so two servers with
 	// the same one would also share a network.
@@ -168,6 +166,25 @@ func runWith(ctx context.Context, cfg config.Config, argv func(child string) []s
 	}
 	s.children.renew(beforeErr != nil || !reflect.DeepEqual(before, cfg))
 	return s.serve(ctx, life, endLife, &released)
+}
+
+// makeDirs makes the directories that must not be anybody's. What a machine
+// puts into its root file system, programs with the set-user-id bit and nodes
+// of devices included, is root's on the host, and its API socket is open to
+// all its users: no user of the host may come near either.
+func makeDirs(cfg *config.Config) error {
+	private := []string{cfg.Data, filepath.Join(cfg.Run, "machines"), filepath.Join(cfg.Run, "slots")}
+	for _, dir := range append([]string{cfg.Run, filepath.Join(cfg.Run, "netns")}, private...) {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return fmt.Errorf("make the directories: %w", err)
+		}
+	}
+	for _, dir := range private {
+		if err := os.Chmod(dir, 0o700); err != nil { // also those of an older version
+			return fmt.Errorf("make the directories: %w", err)
+		}
+	}
+	return nil
 }
 
 // networkOptions say where the network of this instance lives.
