@@ -64,7 +64,7 @@ func newAppListCmd(f *factory) *cobra.Command {
 			for _, a := range apps {
 				rows = append(rows, []string{a.Name, a.Organization.Slug, a.Status, strconv.Itoa(a.MachineCount), a.Network})
 			}
-			return f.io.Table([]string{"name", "organisation", "status", "machines", "network"}, rows)
+			return f.table("No apps in organisation "+org+" yet; `roost app create NAME` makes one", []string{"name", "organisation", "status", "machines", "network"}, rows)
 		},
 	}
 	cmd.Flags().StringVarP(&org, "org", "o", string(root.DefaultOrg), "organisation")

@@ -515,6 +515,26 @@ func TestServerConfigFile(t *testing.T) {
 	(place{}).run(t, "server", "--print-config").want(t, exitFailed, "missing")
 }
 
+// A list of nothing: a person learns what to do, a program gets nothing.
+func TestEmptyLists(t *testing.T) {
+	a := newAPI(t)
+	a.answer("GET /v1/apps", 200, map[string]any{"apps": []machines.App{}})
+	a.answer("GET /v1/apps/shop/machines", 200, []machines.Machine{})
+	a.answer("GET /roost/v1/images", 200, []client.Image{})
+	a.answer("GET /roost/v1/tokens", 200, []client.Token{})
+	for next, args := range map[string][]string{
+		"roost app create NAME": {"app", "list"}, "roost machine run": {"machine", "list", "-a", "shop"}, "roost image build": {"image", "list"}, "roost token create": {"token", "list"},
+	} {
+		args = append([]string{"--url", a.URL}, args...)
+		if s := (place{terminal: true}).run(t, args...); s.code != 0 || s.out != "" || !strings.Contains(s.err, next) {
+			t.Errorf("%v on a terminal: got %+v, want a note that names %s", args, s, next)
+		}
+		if got, want := (place{}).run(t, args...), (said{}); got != want {
+			t.Errorf("%v in a pipe: got %+v, want nothing", args, got)
+		}
+	}
+}
+
 func TestNearest(t *testing.T) {
 	names := []string{"create", "list", "destroy", "app", "machine"}
 	for typed, want := range map[string]string{"crate": "create", "lsit": "list", "machines": "machine", "mach": "machine", "x": "", "ap": "app", "unrelated": ""} {

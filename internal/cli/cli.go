@@ -207,6 +207,15 @@ func jsonFlag(cmd *cobra.Command, on *bool) *cobra.Command {
 	return cmd
 }
 
+// table prints rows, and to a person, when there are none, what to do.
+func (f *factory) table(none string, header []string, rows [][]string) error {
+	if len(rows) == 0 && f.io.OutTTY {
+		f.io.Notef("%s", none)
+		return nil
+	}
+	return f.io.Table(header, rows)
+}
+
 // group is a command that only holds others.
 func group(use, short string, aliases []string, verbs ...*cobra.Command) *cobra.Command {
 	cmd := &cobra.Command{Use: use, Short: short, Aliases: aliases, Args: cobra.ArbitraryArgs, RunE: runGroup}

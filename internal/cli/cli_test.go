@@ -213,7 +213,7 @@ func platform(t *testing.T) *api {
 		{ID: "01TOKEN", Name: "admin", Scope: "org", Org: "personal", CreatedAt: now.Add(-5 * time.Second)},
 		{ID: "01OTHER", Name: "middleware", Scope: "app", Org: "personal", App: "shop", CreatedAt: now, ExpiresAt: &expires},
 	})
-	a.answer("GET /roost/v1/images", 200, []client.Image{{Ref: "registry.localhost/shop:latest@sha256:1234", Digest: "sha256:1234", Size: 12 << 20, CreatedAt: now.Add(-time.Hour), InUse: true}})
+	a.answer("GET /roost/v1/images", 200, []client.Image{{Ref: "registry.localhost/shop:latest@sha256:0123456789abcdef0123456789abcdef", Digest: "sha256:0123456789abcdef0123456789abcdef", Size: 12 << 20, CreatedAt: now.Add(-time.Hour), InUse: true}})
 	a.answer("GET /roost/v1/hosts", 200, []client.Host{
 		{ID: "1f978f01", Name: "one", Region: "loc", Arch: "amd64", CPUs: 2, Memory: 2 << 30, Machines: map[string]int{"started": 1, "suspended": 2}, Local: &client.LocalHost{Memory: 2 << 30, Free: 1 << 30, Swap: "zram"}},
 		{ID: "1f978f02", Name: "two", Region: "fra", Memory: 1 << 30},

@@ -46,13 +46,20 @@ func newImageListCmd(f *factory) *cobra.Command {
 				if i.InUse {
 					used = "in use"
 				}
-				rows = append(rows, []string{name, i.Digest, fmt.Sprintf("%.1f MB", mb(i.Size)), f.io.Time(i.CreatedAt), used})
+				digest := i.Digest
+				if f.io.OutTTY && len(digest) > shortDigest {
+					digest = digest[:shortDigest]
+				}
+				rows = append(rows, []string{name, digest, fmt.Sprintf("%.1f MB", mb(i.Size)), f.io.Time(i.CreatedAt), used})
 			}
-			return f.io.Table([]string{"image", "digest", "size", "created", ""}, rows)
+			return f.table("No images yet; `roost image build`, `load` and `pull` get them", []string{"image", "digest", "size", "created", ""}, rows)
 		},
 	}
 	return jsonFlag(cmd, &asJSON)
 }
+
+// shortDigest is "sha256:" and as much as a person compares.
+const shortDigest = 19
 
 // printImage prints an image that a command made or fetched.
 func (f *factory) printImage(i client.Image, asJSON bool) error {

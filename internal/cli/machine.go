@@ -292,15 +292,15 @@ func (f *factory) printMachines(list []machines.Machine, quiet bool) error {
 	if quiet {
 		return f.io.Table([]string{"id"}, rows)
 	}
-	return f.io.Table([]string{"id", "name", "state", "region", "image", "address", "size", "updated"}, rows)
+	return f.table("No machines; `roost machine run --app APP IMAGE` makes one", []string{"id", "name", "state", "region", "image", "address", "size", "updated"}, rows)
 }
 
 func imageName(r machines.ImageRef) string {
 	name := r.Repository
 	if r.Tag != "" {
 		name += ":" + r.Tag
-	} else if len(r.Digest) > 19 {
-		name += "@" + r.Digest[:19]
+	} else if len(r.Digest) > shortDigest {
+		name += "@" + r.Digest[:shortDigest]
 	}
 	return strings.TrimPrefix(name, "library/")
 }

@@ -90,7 +90,7 @@ func newTokenListCmd(f *factory) *cobra.Command {
 				}
 				rows = append(rows, []string{t.ID, t.Name, t.Scope, t.Org, t.App, f.io.Time(t.CreatedAt), expires})
 			}
-			return f.io.Table([]string{"id", "name", "scope", "organisation", "app", "created", "expires"}, rows)
+			return f.table("No tokens; `roost token create` issues one", []string{"id", "name", "scope", "organisation", "app", "created", "expires"}, rows)
 		},
 	}
 	cmd.Flags().StringVarP(&org, "org", "o", "", "organisation (default: yours)")
