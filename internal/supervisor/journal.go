@@ -183,10 +183,11 @@ func (j *journal) append(e orders.Entry) orders.Entry {
 	j.stamp.Seq++
 	e.Stamp = j.stamp
 	e.At = e.At.UTC()
+	// First, or a compaction would write the file without it.
+	j.entries = append(j.entries, e)
 	if err := j.write(e); err != nil {
 		j.log.Error("journal: entry not written", "path", j.path, "type", e.Type, "instance", e.Instance, "err", err)
 	}
-	j.entries = append(j.entries, e)
 	for f := range j.followers {
 		select {
 		case f.entries <- e:
@@ -213,6 +214,7 @@ func (j *journal) write(e orders.Entry) error {
 	}
 	j.size += int64(n)
 	if j.appended++; j.appended >= compactEvery {
+		j.appended = 0 // should it fail, not at every entry from now on
 		return j.rewrite()
 	}
 	return nil

@@ -230,3 +230,29 @@ func BenchmarkJournalAppend(b *testing.B) {
 		j.append(entry("I1", orders.EntryResumed))
 	}
 }
+
+// The entry that makes the journal compact itself is on disk like the others.
+func TestJournalKeepsTheEntryThatCompacts(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "journal")
+	j, _, err := openJournal(path, "boot", time.Now(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range compactEvery {
+		j.append(orders.Entry{Type: orders.EntryPrepared, Instance: "a"})
+	}
+	want := j.last()
+	if err := j.close(); err != nil {
+		t.Fatal(err)
+	}
+	if j, _, err = openJournal(path, "boot", time.Now(), slog.New(slog.DiscardHandler)); err != nil {
+		t.Fatal(err)
+	}
+	if got := j.last(); got != want {
+		t.Errorf("last entry after a restart: got %v, want %v", got, want)
+	}
+	if err := j.close(); err != nil {
+		t.Fatal(err)
+	}
+}
