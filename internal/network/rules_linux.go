@@ -102,7 +102,10 @@ func addChain(c *nftables.Conn, chain *nftables.Chain, rules ...[]expr.Any) {
 func routerRules(c *nftables.Conn) (sets, error) {
 	t := c.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: routerTable})
 	s := newSets(t)
-	for _, set := range s.all() {
+	for i, set := range s.all() {
+		// Unique in this transaction is enough; the library would count in a
+		// variable that nothing guards.
+		set.ID = uint32(i) + 1
 		if err := c.AddSet(set, nil); err != nil {
 			return s, err
 		}
