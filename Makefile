@@ -6,7 +6,7 @@ SHELL       := bash
 BIN     := bin/roost
 GO      ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
-LDFLAGS := -s -w -X github.com/roost-run/roost/internal/cli.version=$(VERSION)
+LDFLAGS  = -s -w -X github.com/roost-run/roost/internal/cli.version=$(VERSION)
 # A test that hangs is a failure within this time.
 TEST_TIMEOUT ?= 10m
 
