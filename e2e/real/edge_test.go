@@ -36,12 +36,12 @@ func sleepy(how machines.Autostop, after time.Duration) machines.Config {
 }
 
 // crowd sends n requests at once and returns the answers.
-func crowd(t *testing.T, n int, app, path string, header ...string) []answer {
+func crowd(t *testing.T, n int, app, path string) []answer {
 	t.Helper()
 	out := make([]answer, n)
 	var wg sync.WaitGroup
 	for i := range out {
-		wg.Go(func() { out[i] = get(t, app, path, header...) })
+		wg.Go(func() { out[i] = get(t, app, path) })
 	}
 	wg.Wait()
 	return out
@@ -282,7 +282,7 @@ func TestClientGivesUp(t *testing.T) {
 		cancel()
 		<-gone
 		return
-	case <-time.After(time.Second): //nolint:forbidigo // the second one has to be held: nothing says so from outside
+	case <-time.After(time.Second): // the second one has to be held: nothing says so from outside
 	}
 	cancel()
 	if err := <-gone; !errors.Is(err, context.Canceled) {
@@ -411,7 +411,7 @@ func TestLargeBodies(t *testing.T) {
 // back until the edge closes or rest passes without a byte.
 func speak(t *testing.T, bytes string, rest time.Duration) string {
 	t.Helper()
-	c, err := net.DialTimeout("tcp", in.Edge, 10*time.Second) //nolint:noctx // bounded
+	c, err := net.DialTimeout("tcp", in.Edge, 10*time.Second)
 	want(t, err)
 	defer c.Close()
 	_, err = io.WriteString(c, bytes)

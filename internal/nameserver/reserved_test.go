@@ -92,7 +92,7 @@ func TestSilentUpstreamIsNotWaitedFor(t *testing.T) {
 			if rcode, took := ask(); rcode != dns.RcodeServerFailure || took != 0 {
 				t.Errorf("once it is known: got %s after %v, want SERVFAIL at once", dns.RcodeToString[rcode], took)
 			}
-			time.Sleep(500 * time.Millisecond) // virtual
+			time.Sleep(500 * time.Millisecond) //nolint:forbidigo // virtual
 		}
 		back.Store(true)
 		deadline := time.Now().Add(upstreamTimeout + 2*silentRetry)
@@ -104,7 +104,7 @@ func TestSilentUpstreamIsNotWaitedFor(t *testing.T) {
 			if time.Now().After(deadline) {
 				t.Fatal("the name server is back and is not asked")
 			}
-			time.Sleep(100 * time.Millisecond) // virtual
+			time.Sleep(100 * time.Millisecond) //nolint:forbidigo // virtual
 		}
 		s.probes.Wait()
 	})
