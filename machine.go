@@ -127,11 +127,6 @@ func (s State) Settled() bool {
 // Running reports whether processes of the machine run and may answer.
 func (s State) Running() bool { return s == StateStarted }
 
-// Startable reports whether a request may bring a machine in state s back.
-func (s State) Startable() bool {
-	return s == StateStopped || s == StateSuspended || s == StateSuspending
-}
-
 // Verb is a wish about a machine's life.
 type Verb string
 

@@ -94,7 +94,7 @@ func (s *Apps) Create(ctx context.Context, a auth.Actor, c CreateApp) (AppStatus
 	}
 	app := root.App{Name: name, ID: randomHex(8), Org: org.Slug, Network: net.Name, NetworkID: net.ID, CreatedAt: now}
 	rev, err := s.Store.CreateApp(ctx, app)
-	if e, ok := errors.AsType[*root.Error](err); ok && e.Code == "name_taken" {
+	if e, ok := errors.AsType[*root.Error](err); ok && e.Code == root.CodeNameTaken {
 		return AppStatus{}, &root.Error{Kind: e.Kind, Code: e.Code, Message: fmt.Sprintf("Validation failed: Name has already been taken: %s", name), Err: err}
 	}
 	if err != nil {

@@ -88,7 +88,7 @@ func (s *Machines) Create(ctx context.Context, a auth.Actor, app root.AppName, c
 }
 
 func nameTaken(app root.AppName, name string) error {
-	return &root.Error{Kind: root.Conflict, Code: "machine_name_taken", Message: fmt.Sprintf("app %s has a machine named %s already", app, name)}
+	return &root.Error{Kind: root.Conflict, Code: root.CodeMachineNameTaken, Message: fmt.Sprintf("app %s has a machine named %s already", app, name)}
 }
 
 func launchError(m *root.Machine, err error) error {
@@ -135,7 +135,7 @@ func (s *Machines) record(ctx context.Context, a auth.Actor, app *root.App, c Cr
 		}
 		last = err
 		e, ok := errors.AsType[*root.Error](err)
-		retry := ok && (e.Code == "address_taken" || e.Code == "machine_exists" || e.Code == "host_changed" || e.Code == "machine_name_taken" && c.Name == "")
+		retry := ok && (e.Code == root.CodeAddressTaken || e.Code == root.CodeMachineExists || e.Code == root.CodeHostChanged || e.Code == root.CodeMachineNameTaken && c.Name == "")
 		if !retry {
 			return nil, 0, err
 		}

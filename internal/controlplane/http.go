@@ -7,6 +7,7 @@ import (
 	"time"
 
 	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/internal/api/route"
 	"github.com/roost-run/roost/internal/auth"
 	"github.com/roost-run/roost/internal/catalog/feed"
 	"github.com/roost-run/roost/internal/ipc"
@@ -49,7 +50,7 @@ func (p *process) authorizeRepository(r *http.Request, repo string, push bool) e
 }
 
 func (p *process) registryActor(r *http.Request) (auth.Actor, error) {
-	if r.Header.Get("Authorization") == "" && r.Header.Get("Roost-Front") == "api-sock" && r.Header.Get("Roost-Peer") == "uid:0" {
+	if r.Header.Get("Authorization") == "" && r.Header.Get(route.HeaderFront) == route.FrontSocket && r.Header.Get(route.HeaderPeer) == "uid:0" {
 		return auth.LocalRoot(), nil
 	}
 	if _, password, ok := r.BasicAuth(); ok { // docker login: any user, the token as password

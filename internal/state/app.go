@@ -33,7 +33,7 @@ const networkCounter = "counters/network"
 // the slug is taken.
 func (s *Store) CreateOrg(ctx context.Context, o root.Org) (int64, error) {
 	rev, err := s.commit(ctx, []condition{absent(orgKey(o.Slug)).or(
-		&root.Error{Kind: root.Conflict, Code: "name_taken", Message: "organisation " + string(o.Slug) + " exists already"})},
+		&root.Error{Kind: root.Conflict, Code: root.CodeNameTaken, Message: "organisation " + string(o.Slug) + " exists already"})},
 		clientv3.OpPut(orgKey(o.Slug), encode(fromOrg(o))))
 	return rev, wrap("create organisation "+string(o.Slug), err)
 }
@@ -56,7 +56,7 @@ func (s *Store) Orgs(ctx context.Context) ([]root.Org, error) {
 // is taken in any organisation.
 func (s *Store) CreateApp(ctx context.Context, a root.App) (int64, error) {
 	rev, err := s.commit(ctx, []condition{absent(appKey(a.Name)).or(
-		&root.Error{Kind: root.Conflict, Code: "name_taken", Message: "app name " + string(a.Name) + " is taken: choose another one"})},
+		&root.Error{Kind: root.Conflict, Code: root.CodeNameTaken, Message: "app name " + string(a.Name) + " is taken: choose another one"})},
 		clientv3.OpPut(appKey(a.Name), encode(fromApp(a))))
 	return rev, wrap("create app "+string(a.Name), err)
 }

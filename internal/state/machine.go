@@ -51,7 +51,7 @@ type CreateOption func(root.Machine) condition
 func IfHostUnchanged(revision int64) CreateOption {
 	return func(m root.Machine) condition {
 		return unchanged(placedKey(m.Host), revision).or(
-			&root.Error{Kind: root.Conflict, Code: "host_changed", Message: fmt.Sprintf("host %s changed while a place was sought; try again", m.Host)})
+			&root.Error{Kind: root.Conflict, Code: root.CodeHostChanged, Message: fmt.Sprintf("host %s changed while a place was sought; try again", m.Host)})
 	}
 }
 
@@ -71,8 +71,8 @@ func (s *Store) CreateMachine(ctx context.Context, m root.Machine, options ...Cr
 		}
 		ifs := []condition{
 			unchanged(appKey(m.App), appRev),
-			absent(specKey(m.ID)).or(&root.Error{Kind: root.Conflict, Code: "machine_exists", Message: fmt.Sprintf("a machine %s exists already", m.ID)}),
-			absent(nameKey(m.App, m.Name)).or(&root.Error{Kind: root.Conflict, Code: "machine_name_taken", Message: fmt.Sprintf("app %s has a machine named %s already", m.App, m.Name)}),
+			absent(specKey(m.ID)).or(&root.Error{Kind: root.Conflict, Code: root.CodeMachineExists, Message: fmt.Sprintf("a machine %s exists already", m.ID)}),
+			absent(nameKey(m.App, m.Name)).or(&root.Error{Kind: root.Conflict, Code: root.CodeMachineNameTaken, Message: fmt.Sprintf("app %s has a machine named %s already", m.App, m.Name)}),
 		}
 		var held []uint32
 		if index := m.Spec.Address.Index; index != 0 {
@@ -102,7 +102,7 @@ func (s *Store) CreateMachine(ctx context.Context, m root.Machine, options ...Cr
 // free holds while no machine has the address index.
 func free(host root.HostID, index uint32) condition {
 	return absent(addressKey(host, index)).or(
-		&root.Error{Kind: root.Conflict, Code: "address_taken", Message: fmt.Sprintf("address %d of host %s is taken", index, host)})
+		&root.Error{Kind: root.Conflict, Code: root.CodeAddressTaken, Message: fmt.Sprintf("address %d of host %s is taken", index, host)})
 }
 
 // alive holds while the machine exists.
@@ -344,7 +344,7 @@ func (s *Store) SetLease(ctx context.Context, id root.MachineID, was string, l r
 // LeaseHeld is the error of whoever comes upon another's lease; its text is
 // Fly's.
 func LeaseHeld(id root.MachineID, held root.Lease) error {
-	return &root.Error{Kind: root.Conflict, Code: "lease_held",
+	return &root.Error{Kind: root.Conflict, Code: root.CodeLeaseHeld,
 		Message: fmt.Sprintf("machine ID %s lease currently held by %s, expires at %s", id, held.Owner, held.ExpiresAt.UTC().Format(time.RFC3339))}
 }
 

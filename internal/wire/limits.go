@@ -12,7 +12,7 @@ import (
 // refuse names the first member whose silent loss would cost data or meaning.
 func refuse(c *machines.Config) error {
 	no := func(member, why string) error {
-		return &root.Error{Kind: root.Unimplemented, Code: "unsupported_field",
+		return &root.Error{Kind: root.Unimplemented, Code: root.CodeUnsupported,
 			Message: fmt.Sprintf("%s is not supported yet: %s", member, why)}
 	}
 	switch {

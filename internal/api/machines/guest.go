@@ -24,7 +24,7 @@ func (h *handlers) exec(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if in.Container != "" {
-		return &root.Error{Kind: root.Unimplemented, Code: route.CodeUnsupported, Message: "container: a machine runs one image; leave it out"}
+		return &root.Error{Kind: root.Unimplemented, Code: root.CodeUnsupported, Message: "container: a machine runs one image; leave it out"}
 	}
 	args := in.Command
 	if len(args) == 0 {

@@ -9,14 +9,9 @@ import (
 	root "github.com/roost-run/roost"
 )
 
-// CodeLeaseHeld and CodeUnsupported are codes that change how an error is
-// rendered; see wire and control for who sets them.
-const (
-	CodeNameTaken   = "name_taken"
-	CodeLeaseHeld   = "lease_held"
-	CodeUnsupported = "unsupported_field"
-	CodeRateLimited = "rate_limited"
-)
+// CodeRateLimited, with kind Exhausted, is rendered as 429; others of root's
+// codes change how an error is rendered, too.
+const CodeRateLimited = "rate_limited"
 
 // status is the only place where a kind becomes a status.
 func status(kind root.Kind, code string) int {
@@ -30,7 +25,7 @@ func status(kind root.Kind, code string) int {
 	case root.NotFound:
 		return http.StatusNotFound
 	case root.Conflict:
-		if code == CodeNameTaken { // of an app; that of a machine is 409
+		if code == root.CodeNameTaken { // of an app; that of a machine is 409
 			return http.StatusUnprocessableEntity
 		}
 		return http.StatusConflict
@@ -44,7 +39,7 @@ func status(kind root.Kind, code string) int {
 	case root.Unavailable:
 		return http.StatusServiceUnavailable
 	case root.Unimplemented:
-		if code == CodeUnsupported { // a 5xx would be tried again
+		if code == root.CodeUnsupported { // a 5xx would be tried again
 			return http.StatusUnprocessableEntity
 		}
 		return http.StatusNotImplemented
@@ -91,7 +86,7 @@ func Render(err error) (int, Failure) {
 	if kind == root.Internal {
 		f = Failure{Error: "internal error", Status: "unknown"}
 	}
-	if code == CodeLeaseHeld {
+	if code == root.CodeLeaseHeld {
 		f = Failure{Error: f.Error, Message: f.Error, Status: "error", Code: "invalid"}
 	}
 	return status(kind, code), f
