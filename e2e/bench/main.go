@@ -51,7 +51,7 @@ func run(ctx context.Context, binary, document, only string) (err error) {
 	if binary, err = filepath.Abs(binary); err != nil {
 		return err
 	}
-	r := &report{}
+	r := &report{load: loadAverage()}
 	platforms := []struct {
 		settings     []string
 		measurements []measurement

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -18,6 +17,7 @@ import (
 // report collects what was measured, prints it, and writes it into the
 // generated section of a document.
 type report struct {
+	load    string // of the host before it began
 	rows    []row
 	details []detail
 	proxies []proxyRow
@@ -144,7 +144,7 @@ func (r *report) write(ctx context.Context, file string) error {
 	}
 	var b bytes.Buffer
 	b.Write(before)
-	fmt.Fprintf(&b, "%s\n\n%s\n", markBegin, describeHost(ctx))
+	fmt.Fprintf(&b, "%s\n\n%s\n", markBegin, r.describeHost(ctx))
 	titles, tables := r.tables()
 	for i, table := range tables {
 		fmt.Fprintf(&b, "\n### %s\n\n", titles[i])
@@ -164,11 +164,21 @@ func (r *report) write(ctx context.Context, file string) error {
 	if err := os.WriteFile(part, b.Bytes(), 0o644); err != nil {
 		return err
 	}
-	return errors.Join(os.Rename(part, file))
+	return os.Rename(part, file)
+}
+
+// loadAverage is the host's of the last minute: what else it was doing.
+func loadAverage() string {
+	data, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return "unknown"
+	}
+	one, _, _ := strings.Cut(string(data), " ")
+	return one
 }
 
 // describeHost says on what and when it was measured.
-func describeHost(ctx context.Context) string {
+func (r *report) describeHost(ctx context.Context) string {
 	say := func(name string, args ...string) string {
 		out, err := exec.CommandContext(ctx, name, args...).Output()
 		if err != nil {
@@ -198,7 +208,7 @@ func describeHost(ctx context.Context) string {
 	if _, err := fmt.Sscanf(field("/proc/meminfo", "MemTotal"), "%d kB", &kb); err != nil {
 		kb = 0
 	}
-	return fmt.Sprintf("Measured %s at commit %s by `make bench`: %d × %s, %s memory, Linux %s, control groups %s, %s, %s.",
+	return fmt.Sprintf("Measured %s at commit %s by `make bench`: %d × %s, %s memory, Linux %s, control groups %s, %s, %s. Load average before it began: %s.",
 		time.Now().UTC().Format("2006-01-02 15:04 MST"), say("git", "describe", "--tags", "--always", "--dirty"),
-		runtime.NumCPU(), field("/proc/cpuinfo", "model name"), mb(kb<<10), say("uname", "-r"), cgroups, say("runc", "--version"), runtime.Version())
+		runtime.NumCPU(), field("/proc/cpuinfo", "model name"), mb(kb<<10), say("uname", "-r"), cgroups, say("runc", "--version"), runtime.Version(), r.load)
 }
