@@ -2,6 +2,7 @@ package roost_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -140,12 +141,9 @@ func checkCommand(t *testing.T, line string) error {
 	if len(words) == 0 || slices.Contains(processes, words[0]) {
 		return nil
 	}
-	help, used, err := helpOf(t, words)
-	if err != nil {
-		return err
-	}
+	help, used := helpOf(t, words)
 	if used == 0 || used < len(words) && strings.Contains(help, "Available Commands:") {
-		return fmt.Errorf("there is no such command")
+		return errors.New("there is no such command")
 	}
 	for _, m := range flag.FindAllStringSubmatch(strings.SplitN(line, " -- ", 2)[0], -1) {
 		if !strings.Contains(help, m[1]+" ") {
@@ -157,7 +155,7 @@ func checkCommand(t *testing.T, line string) error {
 
 // helpOf returns the help of the deepest command that words name, and how many
 // of them that took.
-func helpOf(t *testing.T, words []string) (help string, used int, _ error) {
+func helpOf(t *testing.T, words []string) (help string, used int) {
 	t.Helper()
 	for n := len(words); n > 0; n-- {
 		var out, errs bytes.Buffer
@@ -165,10 +163,10 @@ func helpOf(t *testing.T, words []string) (help string, used int, _ error) {
 		code := cli.Run(t.Context(), &term.IO{In: strings.NewReader(""), Out: &out, Err: &errs}, args, cli.Processes{})
 		usage := "\n  roost " + strings.Join(words[:n], " ")
 		if text := out.String(); code == 0 && (strings.Contains(text, "Usage:"+usage+" ") || strings.Contains(text, "Usage:"+usage+"\n")) {
-			return text, n, nil
+			return text, n
 		}
 	}
-	return "", 0, nil
+	return "", 0
 }
 
 // TestDecisionsAreListed: every decision has a number of its own, without
