@@ -617,6 +617,25 @@ func TestHostReboot(t *testing.T) {
 	}
 }
 
+// The journal tells of the boot that the host's restart ended; the one that is
+// prepared then is not cleaned up with it.
+func TestHostRebootCleansOldBootsOnly(t *testing.T) {
+	h := newHost(t)
+	m := newMachine(h.Agent, h.machine(1, workerConfig(), true))
+	m.st.State = root.StateSuspended
+	m.take(t.Context(), orders.Entry{Type: orders.EntryExited, Number: 1, Instance: m.inst.id(), Stamp: root.Stamp{Boot: 1, Seq: 1}, At: time.Now(), Exit: &orders.Exit{Code: -1}, Reason: orders.ReasonHostRestarted})
+	m.settled(t.Context(), nil)
+	m.tidy(t.Context())
+	i, err := h.options.Supervisor.Instance(t.Context(), m.inst.id())
+	must(t, err)
+	if i.Next == nil {
+		t.Fatal("no boot is prepared")
+	}
+	if _, err := os.Stat(filepath.Join(i.Next.Bundle, "config.json")); err != nil {
+		t.Errorf("the prepared boot: %v", err)
+	}
+}
+
 func TestDestroyCutsAnUpdateShort(t *testing.T) {
 	h := newHost(t) // nothing listens: the update waits
 	m := h.machine(1, webConfig(), true)

@@ -154,7 +154,9 @@ func (a *Agent) furnish(ctx context.Context, i *instance) error {
 // prepare makes the next boot and hands it to the supervisor. A boot that
 // cannot run because of the config is handed over too, with its Problem.
 func (a *Agent) prepare(ctx context.Context, i *instance) (err error) {
-	n := i.last + 1
+	// Not a number that the journal has told of, whose boot is cleaned up:
+	// after a start of the host nothing else is left of it.
+	n := max(i.last, i.seen) + 1
 	m := i.machine
 	c := m.Spec.Config
 	dir := a.bootDir(i.id(), n)

@@ -363,7 +363,7 @@ func (m *machine) tidy(ctx context.Context) {
 	}
 	err = errors.Join(err, m.replenish(ctx))
 	for len(m.used) > 0 {
-		if m.used[0] == m.inst.running { // never under a running machine
+		if n := m.used[0]; n == m.inst.running || m.inst.next && n == m.inst.last { // never under a running machine, or one about to
 			m.used = m.used[1:]
 			continue
 		}
