@@ -181,7 +181,7 @@ func (w *world) startPeer(name string, args ...string) (*exec.Cmd, error) {
 		return nil, err
 	}
 	defer log.Close()
-	cmd := exec.Command(name, args...) //nolint:noctx // ends after the measurement, by signal
+	cmd := exec.Command(name, args...) // ends after the measurement, by signal
 	cmd.Stdout, cmd.Stderr = log, log
 	return cmd, inNamespace(w.router(), cmd.Start)
 }
