@@ -16,7 +16,6 @@ import (
 	_ "github.com/moby/buildkit/solver"
 	_ "github.com/opencontainers/cgroups"
 	_ "github.com/robfig/cron/v3"
-	_ "github.com/rogpeppe/go-internal/testscript"
 	_ "golang.org/x/net/http2"
 	_ "golang.zx2c4.com/wireguard/device"
 	_ "golang.zx2c4.com/wireguard/wgctrl"
