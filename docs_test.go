@@ -132,7 +132,7 @@ var processes = []string{"control", "edge", "builder"}
 func checkCommand(t *testing.T, line string) error {
 	t.Helper()
 	var words []string
-	for _, w := range strings.Fields(line) {
+	for w := range strings.FieldsSeq(line) {
 		if !word.MatchString(w) {
 			break
 		}
