@@ -46,11 +46,9 @@ var loadGunicorn = sync.OnceValue(func() error {
 })
 
 // The watchdog's time-out, and how long a machine stays frozen: well past it.
-// A machine that shares its processors with other tests must not miss it while
-// it runs.
 const (
-	watchdog = 4 * time.Second
-	frozen   = 5 * time.Second
+	watchdog = 2 * time.Second
+	frozen   = 3 * time.Second
 )
 
 // TestWatchdogs freezes gunicorn past its time-out, 50 times for each kind of
