@@ -51,6 +51,25 @@ const (
 	frozen   = 3 * time.Second
 )
 
+// victims is what the log says around each death, machine by machine.
+func victims(text string) string {
+	byMachine := map[string][]string{}
+	for line := range strings.Lines(text) {
+		if f := strings.SplitN(line, "\t", 4); len(f) == 4 {
+			byMachine[f[2]] = append(byMachine[f[2]], line)
+		}
+	}
+	var b strings.Builder
+	for _, lines := range byMachine {
+		for i, line := range lines {
+			if strings.Contains(line, "WORKER TIMEOUT") {
+				b.WriteString(strings.Join(lines[max(0, i-4):min(len(lines), i+4)], "") + "\n")
+			}
+		}
+	}
+	return b.String()
+}
+
 // TestWatchdogs freezes gunicorn past its time-out, 50 times for each kind of
 // worker: its master must not kill a worker when it thaws, and the request
 // that thaws it must be answered.
@@ -108,8 +127,8 @@ func TestWatchdogs(t *testing.T) {
 					}
 				}
 			}
-			if after, _ := killed(); after > before {
-				t.Errorf("%d workers were killed in %d thaws", after-before, machineCount*cycles)
+			if after, text := killed(); after > before {
+				t.Errorf("%d workers were killed in %d thaws:\n%s", after-before, machineCount*cycles, victims(text))
 			}
 		})
 	}

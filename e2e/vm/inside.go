@@ -27,7 +27,7 @@ const (
 // inside runs the phase that the kernel's command line names.
 func inside() int {
 	// A writer to a serial line that nobody configured gets its lines mangled.
-	_ = exec.Command("stty", "-F", "/dev/ttyS1", "raw", "-echo").Run() //nolint:noctx,errcheck // cosmetic
+	_ = exec.Command("stty", "-F", "/dev/ttyS1", "raw", "-echo").Run() //nolint:errcheck // cosmetic
 	ctx := context.Background()
 	data, err := os.ReadFile("/proc/cmdline")
 	if err != nil {
@@ -35,7 +35,7 @@ func inside() int {
 		return 1
 	}
 	option := map[string]string{}
-	for _, word := range strings.Fields(string(data)) {
+	for word := range strings.FieldsSeq(string(data)) {
 		key, value, _ := strings.Cut(word, "=")
 		option[key] = value
 	}

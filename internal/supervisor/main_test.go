@@ -130,7 +130,7 @@ func newWorld(t *testing.T, d runtime.Driver) *world {
 			return // a successor has taken everything over
 		}
 		for _, s := range w.list() {
-			if err := s.remove(context.WithoutCancel(t.Context())); err != nil { //nolint:contextcheck // the test's own has ended
+			if err := s.remove(context.WithoutCancel(t.Context())); err != nil {
 				t.Errorf("remove: %v", err)
 			}
 		}

@@ -636,7 +636,7 @@ func TestFailedStartLeavesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("/proc/self/exe") //nolint:noctx // it ends by itself
+	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), "ROOST_TEST_ROLE=server", "ROOST_TEST_CONFIG="+string(cfg))
 	cmd.Stdout, cmd.Stderr = h.log, h.log
 	exited, err := testReaper.Start(cmd)

@@ -214,7 +214,7 @@ func (s *server) openRuntime(life context.Context) (err error) {
 	if total < 64*root.MiB {
 		return root.Errorf(root.Precondition, "the machines would have %s of memory together: lower \"reserve\" or set \"memory\"", total)
 	}
-	driver := runcdriver.New(runcdriver.Options{Binary: cfg.Runtime, Root: cfg.RuntimeRoot(), CgroupParent: cfg.CgroupParent(), Log: s.log})
+	driver := runcdriver.New(runcdriver.Options{Binary: cfg.Runtime, Root: cfg.RuntimeRoot(), CgroupParent: cfg.CgroupParent(), Log: s.log, Nudge: s.nudge})
 	if s.cgroups, err = driver.Cgroup(); err != nil {
 		return fmt.Errorf("control groups: %w", err)
 	}

@@ -50,6 +50,9 @@ type Options struct {
 	Root         string // directory for the runtimes' own state; gone after a reboot
 	CgroupParent string // control group of all containers, from the root of the hierarchies
 	Log          *slog.Logger
+	// Nudge, if set, wakes the given processes of a container that has thawed
+	// and that one main process watches; see thaw.go.
+	Nudge func(id string, pids []int)
 }
 
 // Driver implements runtime.Driver.
@@ -407,7 +410,7 @@ func (d *Driver) Thaw(id string) error {
 	m := holdMaster(pids)
 	err = cg.Thaw(id)
 	if m != nil {
-		d.held.release(id, m, d.o.Log)
+		d.held.release(id, m, &d.o)
 	}
 	return err
 }

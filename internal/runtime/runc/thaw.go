@@ -3,8 +3,9 @@ package runc
 import (
 	"errors"
 	"fmt"
-	"log/slog"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -16,11 +17,18 @@ import (
 // them overdue if it is scheduled before they are, and kills them. So a main
 // process with children of its own is held back by SIGSTOP, which it finds
 // pending when it thaws, until each of its descendants has run.
+//
+// To have run is not enough for a descendant that was frozen in select(2) or
+// poll(2): the kernel goes on with the time that was left, and the process
+// reports nothing until that is over (gunicorn's sync workers). Options.Nudge
+// then gives it something to wake up for.
 
 const (
 	// headStart bounds how long a main process waits for the others: their
 	// memory may have to come back from disk first.
 	headStart = time.Second
+	// nudged bounds how long it waits for what a nudge wakes.
+	nudged = 50 * time.Millisecond
 	// lookAgain is how often the others are looked at.
 	lookAgain = time.Millisecond
 	// enoughCPU is what a woken process needs at most to report to its master,
@@ -43,7 +51,7 @@ type heldMasters struct {
 }
 
 // release lets m, of container id, go on in its time.
-func (h *heldMasters) release(id string, m *master, log *slog.Logger) {
+func (h *heldMasters) release(id string, m *master, o *Options) {
 	done := make(chan struct{})
 	h.mu.Lock()
 	if h.pending == nil {
@@ -52,8 +60,12 @@ func (h *heldMasters) release(id string, m *master, log *slog.Logger) {
 	h.pending[id] = done
 	h.mu.Unlock()
 	go func() {
-		if err := m.release(); err != nil {
-			log.Error("main process not let go", "container", id, "err", err)
+		var nudge func(pids []int)
+		if o.Nudge != nil {
+			nudge = func(pids []int) { o.Nudge(id, pids) }
+		}
+		if err := m.release(nudge); err != nil {
+			o.Log.Error("main process not let go", "container", id, "err", err)
 		}
 		h.mu.Lock()
 		delete(h.pending, id)
@@ -122,29 +134,45 @@ func holdMaster(pids []int) *master {
 	return m
 }
 
-// release lets the main process go on as soon as the others have run: each had
-// a turn and has gone back to sleep, or has had all the time it can need.
-func (m *master) release() error {
-	deadline := time.Now().Add(headStart)
-	last := make(map[int]cpuTime, len(m.others))
-	for len(m.others) > 0 && time.Now().Before(deadline) {
-		for pid, before := range m.others {
-			now, alive := readCPU(pid)
-			settled := now.ended || now.asleep && now.turns > before.turns && now.turns == last[pid].turns
-			if !alive || settled || now.ran-before.ran > enoughCPU {
-				delete(m.others, pid)
+// release lets the main process go on as soon as the others have run.
+func (m *master) release(nudge func(pids []int)) error {
+	pids := slices.Collect(maps.Keys(m.others))
+	settle(m.others, headStart)
+	if nudge != nil && len(pids) > 1 { // a single one has the request that waits
+		others := make(map[int]cpuTime, len(pids))
+		for _, pid := range pids {
+			if t, alive := readCPU(pid); alive {
+				others[pid] = t
 			}
-			last[pid] = now
 		}
-		if len(m.others) > 0 {
-			timer := time.NewTimer(lookAgain)
-			<-timer.C
-		}
+		nudge(pids)
+		settle(others, nudged)
 	}
 	if err := syscall.Kill(m.pid, syscall.SIGCONT); err != nil && !errors.Is(err, syscall.ESRCH) {
 		return fmt.Errorf("let process %d go on: %w", m.pid, err)
 	}
 	return nil
+}
+
+// settle waits until each process of others has had a turn since the time
+// noted there and has gone back to sleep, or has had all the time it can need.
+func settle(others map[int]cpuTime, limit time.Duration) {
+	deadline := time.Now().Add(limit)
+	last := make(map[int]cpuTime, len(others))
+	for len(others) > 0 && time.Now().Before(deadline) {
+		for pid, before := range others {
+			now, alive := readCPU(pid)
+			settled := now.ended || now.asleep && now.turns > before.turns && now.turns == last[pid].turns
+			if !alive || settled || now.ran-before.ran > enoughCPU {
+				delete(others, pid)
+			}
+			last[pid] = now
+		}
+		if len(others) > 0 {
+			timer := time.NewTimer(lookAgain)
+			<-timer.C
+		}
+	}
 }
 
 // parent reads a process's parent.
