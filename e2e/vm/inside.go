@@ -27,7 +27,7 @@ const (
 // inside runs the phase that the kernel's command line names.
 func inside() int {
 	// A writer to a serial line that nobody configured gets its lines mangled.
-	_ = exec.Command("stty", "-F", "/dev/ttyS1", "raw", "-echo").Run() //nolint:errcheck // cosmetic
+	_ = exec.Command("stty", "-F", "/dev/ttyS1", "raw", "-echo").Run() // cosmetic
 	ctx := context.Background()
 	data, err := os.ReadFile("/proc/cmdline")
 	if err != nil {
