@@ -41,7 +41,8 @@ unit: ## unit tests with the race detector
 	CGO_ENABLED=1 $(GO) test -race -shuffle=on -timeout $(TEST_TIMEOUT) $$($(GO) list ./... | grep -v /e2e)
 
 e2e: build ## end-to-end tests on real machines (root)
-	$(GO) test -count=1 -timeout 20m ./e2e/...
+	@# One package at a time: each compares the whole host before and after.
+	$(GO) test -p 1 -count=1 -timeout 20m ./e2e/...
 
 FUZZTIME ?= 30s
 fuzz: ## every fuzz target for FUZZTIME
