@@ -19,6 +19,7 @@ type Config struct {
 	Services    []Service
 	Checks      map[string]Check // top-level; the key is the check's name
 	Files       []File
+	Statics     []Static
 	Restart     Restart
 	AutoDestroy bool
 	Stop        Stop
@@ -60,6 +61,15 @@ type File struct {
 	Content     []byte
 	Mode        uint32 // permission bits; 0 means 0644
 	ImageConfig string // "" or the reference of the image whose OCI config is the content
+	Secret      string // "" or the app secret whose value, base64, is the content
+}
+
+// Static is a directory of the image, or of a volume, that the proxy serves
+// below a path without asking the machine.
+type Static struct {
+	GuestPath     string // "/app/static"
+	URLPrefix     string // "/static/"
+	IndexDocument string // "" or what a directory's path serves: "index.html"
 }
 
 // Restart is what happens when the main process ends by itself.
@@ -206,6 +216,7 @@ func (c Config) Clone() Config {
 	}
 	c.Checks = maps.Clone(c.Checks)
 	c.Files = slices.Clone(c.Files)
+	c.Statics = slices.Clone(c.Statics)
 	if c.Process != nil {
 		p := *c.Process
 		p.Env = maps.Clone(p.Env)

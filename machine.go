@@ -43,6 +43,8 @@ type Spec struct {
 	Source     []byte // the config as the client sent it (JSON), for read-back with unknown members
 	Image      Image
 	Launch     bool // start once prepared; false is skip_launch
+	Secrets    int  // version of the app's secrets it runs with, 0 none
+	Release    int  // version of the release it belongs to, 0 none
 	Cordoned   bool
 	Address    Address
 	UpdatedAt  time.Time

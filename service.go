@@ -25,6 +25,26 @@ type Port struct {
 	End        int
 	Handlers   []string // "http", "tls"
 	ForceHTTPS bool
+	HTTP       HTTPOptions
+	TLS        TLSOptions
+}
+
+// HTTPOptions are what the proxy does to the answers of a port.
+type HTTPOptions struct {
+	// Headers are set on every answer, in place of the app's; no values
+	// remove the header. Names are in canonical form.
+	Headers  map[string][]string
+	Pristine bool // the proxy adds no headers of its own
+	Compress *bool
+	// IdleTimeout closes a connection without traffic; 0 is the default.
+	IdleTimeout time.Duration
+}
+
+// TLSOptions are how a port terminates TLS.
+type TLSOptions struct {
+	ALPN              []string // none: "h2", "http/1.1"
+	Versions          []string // none: "TLSv1.2", "TLSv1.3"
+	DefaultSelfSigned bool
 }
 
 // Covers reports whether the port or range contains port.
@@ -113,24 +133,4 @@ func (s *Service) validate(i int) error {
 		return Errorf(Invalid, "config.services[%d]: auto_stop_after and suspend_for must not be negative", i)
 	}
 	return nil
-}
-
-// Check is a health check as configured.
-type Check struct {
-	Type     string // "http" or "tcp"
-	Port     int
-	Path     string
-	Method   string
-	Interval time.Duration
-	Timeout  time.Duration
-	Grace    time.Duration
-	Headers  map[string][]string
-}
-
-// CheckResult is what a check last said.
-type CheckResult struct {
-	Name      string // "servicecheck-00-http-8080"
-	Status    string // "passing", "warning" or "critical"
-	Output    string
-	UpdatedAt time.Time
 }

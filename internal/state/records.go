@@ -80,24 +80,38 @@ func (r orgRecord) root() root.Org {
 }
 
 type appRecord struct {
-	V         int       `json:"v"`
-	Name      string    `json:"name"`
-	ID        string    `json:"id,omitzero"`
-	Org       string    `json:"org"`
-	Network   string    `json:"network,omitzero"`
-	NetworkID uint32    `json:"network_id,omitzero"`
-	CreatedAt time.Time `json:"created_at,omitzero"`
-	Deleting  bool      `json:"deleting,omitzero"`
+	V         int           `json:"v"`
+	Name      string        `json:"name"`
+	ID        string        `json:"id,omitzero"`
+	Org       string        `json:"org"`
+	Network   string        `json:"network,omitzero"`
+	NetworkID uint32        `json:"network_id,omitzero"`
+	CreatedAt time.Time     `json:"created_at,omitzero"`
+	Deleting  bool          `json:"deleting,omitzero"`
+	Hostnames []string      `json:"hostnames,omitempty"`
+	Routes    []routeRecord `json:"routes,omitempty"`
+	Release   int           `json:"release,omitzero"`
+	Secrets   int           `json:"secrets,omitzero"`
+}
+
+type routeRecord struct {
+	Paths   []string `json:"paths"`
+	Methods []string `json:"methods,omitempty"`
+	Group   string   `json:"group"`
 }
 
 func fromApp(a root.App) appRecord {
-	return appRecord{appVersion, string(a.Name), a.ID, string(a.Org), string(a.Network), a.NetworkID, utc(a.CreatedAt), a.Deleting}
+	return appRecord{
+		appVersion, string(a.Name), a.ID, string(a.Org), string(a.Network), a.NetworkID, utc(a.CreatedAt), a.Deleting,
+		a.Hostnames, convert(a.Routes, func(r root.Route) routeRecord { return routeRecord(r) }), a.Release, a.Secrets,
+	}
 }
 
 func (r appRecord) root() root.App {
 	return root.App{
 		Name: root.AppName(r.Name), ID: r.ID, Org: root.OrgSlug(r.Org), Network: root.NetworkName(r.Network),
 		NetworkID: r.NetworkID, CreatedAt: r.CreatedAt, Deleting: r.Deleting,
+		Hostnames: r.Hostnames, Routes: convert(r.Routes, func(t routeRecord) root.Route { return root.Route(t) }), Release: r.Release, Secrets: r.Secrets,
 	}
 }
 

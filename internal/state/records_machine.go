@@ -28,6 +28,8 @@ type specRecord struct {
 	Source     []byte         `json:"source,omitempty"`
 	Image      imageRecord    `json:"image,omitzero"`
 	Launch     bool           `json:"launch,omitzero"`
+	Secrets    int            `json:"secrets,omitzero"`
+	Release    int            `json:"release,omitzero"`
 	Cordoned   bool           `json:"cordoned,omitzero"`
 	Address    addressRecord  `json:"address,omitzero"`
 	UpdatedAt  time.Time      `json:"updated_at,omitzero"`
@@ -63,6 +65,7 @@ type configRecord struct {
 	Services    []serviceRecord        `json:"services,omitempty"`
 	Checks      map[string]checkRecord `json:"checks,omitempty"`
 	Files       []fileRecord           `json:"files,omitempty"`
+	Statics     []staticRecord         `json:"statics,omitempty"`
 	Restart     restartRecord          `json:"restart,omitzero"`
 	AutoDestroy bool                   `json:"auto_destroy,omitzero"`
 	Stop        stopRecord             `json:"stop,omitzero"`
@@ -104,6 +107,13 @@ type fileRecord struct {
 	Content     []byte `json:"content,omitempty"`
 	Mode        uint32 `json:"mode,omitzero"`
 	ImageConfig string `json:"image_config,omitzero"`
+	Secret      string `json:"secret,omitzero"`
+}
+
+type staticRecord struct {
+	GuestPath     string `json:"guest_path"`
+	URLPrefix     string `json:"url_prefix"`
+	IndexDocument string `json:"index_document,omitzero"`
 }
 
 type restartRecord struct {
@@ -139,10 +149,43 @@ type serviceRecord struct {
 }
 
 type portRecord struct {
-	Port       int      `json:"port"`
-	End        int      `json:"end,omitzero"`
-	Handlers   []string `json:"handlers,omitempty"`
-	ForceHTTPS bool     `json:"force_https,omitzero"`
+	Port       int               `json:"port"`
+	End        int               `json:"end,omitzero"`
+	Handlers   []string          `json:"handlers,omitempty"`
+	ForceHTTPS bool              `json:"force_https,omitzero"`
+	HTTP       httpOptionsRecord `json:"http,omitzero"`
+	TLS        tlsOptionsRecord  `json:"tls,omitzero"`
+}
+
+type httpOptionsRecord struct {
+	Headers     map[string][]string `json:"headers,omitempty"`
+	Pristine    bool                `json:"pristine,omitzero"`
+	Compress    *bool               `json:"compress,omitempty"`
+	IdleTimeout time.Duration       `json:"idle_timeout_ns,omitzero"`
+}
+
+func (r httpOptionsRecord) IsZero() bool {
+	return r.Headers == nil && !r.Pristine && r.Compress == nil && r.IdleTimeout == 0
+}
+
+type tlsOptionsRecord struct {
+	ALPN              []string `json:"alpn,omitempty"`
+	Versions          []string `json:"versions,omitempty"`
+	DefaultSelfSigned bool     `json:"default_self_signed,omitzero"`
+}
+
+func (r tlsOptionsRecord) IsZero() bool {
+	return r.ALPN == nil && r.Versions == nil && !r.DefaultSelfSigned
+}
+
+func fromPort(p root.Port) portRecord {
+	return portRecord{p.Port, p.End, p.Handlers, p.ForceHTTPS, httpOptionsRecord(p.HTTP), tlsOptionsRecord(p.TLS)}
+}
+
+func (r portRecord) root() root.Port {
+	return root.Port{
+		Port: r.Port, End: r.End, Handlers: r.Handlers, ForceHTTPS: r.ForceHTTPS, HTTP: root.HTTPOptions(r.HTTP), TLS: root.TLSOptions(r.TLS),
+	}
 }
 
 type concurrencyRecord struct {
@@ -152,14 +195,19 @@ type concurrencyRecord struct {
 }
 
 type checkRecord struct {
-	Type     string              `json:"type"`
-	Port     int                 `json:"port,omitzero"`
-	Path     string              `json:"path,omitzero"`
-	Method   string              `json:"method,omitzero"`
-	Interval time.Duration       `json:"interval_ns,omitzero"`
-	Timeout  time.Duration       `json:"timeout_ns,omitzero"`
-	Grace    time.Duration       `json:"grace_ns,omitzero"`
-	Headers  map[string][]string `json:"headers,omitempty"`
+	Type          string              `json:"type"`
+	Port          int                 `json:"port,omitzero"`
+	Readiness     bool                `json:"readiness,omitzero"`
+	Interval      time.Duration       `json:"interval_ns,omitzero"`
+	Timeout       time.Duration       `json:"timeout_ns,omitzero"`
+	Grace         time.Duration       `json:"grace_ns,omitzero"`
+	Path          string              `json:"path,omitzero"`
+	Method        string              `json:"method,omitzero"`
+	TLS           bool                `json:"tls,omitzero"`
+	TLSSkipVerify bool                `json:"tls_skip_verify,omitzero"`
+	TLSServerName string              `json:"tls_server_name,omitzero"`
+	Headers       map[string][]string `json:"headers,omitempty"`
+	RestartLimit  int                 `json:"restart_limit,omitzero"`
 }
 
 type statusRecord struct {
@@ -223,6 +271,7 @@ func (r *specRecord) setSpec(s root.Spec) {
 	r.Instance, r.Generation, r.Config, r.Source = string(s.Instance), s.Generation, fromConfig(s.Config), s.Source
 	r.Image = imageRecord{s.Image.Registry, s.Image.Repository, s.Image.Tag, string(s.Image.Digest), s.Image.Labels}
 	r.Launch, r.Cordoned, r.Address, r.UpdatedAt = s.Launch, s.Cordoned, addressRecord(s.Address), utc(s.UpdatedAt)
+	r.Secrets, r.Release = s.Secrets, s.Release
 	r.Destroy = nil
 	if s.Destroy != nil {
 		r.Destroy = &destroyRecord{s.Destroy.Force, utc(s.Destroy.At)}
@@ -234,6 +283,7 @@ func (r *specRecord) spec() root.Spec {
 		Instance: root.InstanceID(r.Instance), Generation: r.Generation, Config: r.Config.root(), Source: r.Source,
 		Image:  root.Image{Registry: r.Image.Registry, Repository: r.Image.Repository, Tag: r.Image.Tag, Digest: root.Digest(r.Image.Digest), Labels: r.Image.Labels},
 		Launch: r.Launch, Cordoned: r.Cordoned, Address: root.Address(r.Address), UpdatedAt: r.UpdatedAt,
+		Secrets: r.Secrets, Release: r.Release,
 	}
 	if r.Destroy != nil {
 		s.Destroy = &root.Destroy{Force: r.Destroy.Force, At: r.Destroy.At}
@@ -255,6 +305,7 @@ func fromConfig(c root.Config) configRecord {
 		Services: convert(c.Services, fromService), Files: convert(c.Files, func(f root.File) fileRecord { return fileRecord(f) }),
 		Restart: restartRecord(c.Restart), AutoDestroy: c.AutoDestroy, Stop: stopRecord(c.Stop), DNS: dnsRecord(c.DNS),
 		Process: (*processRecord)(c.Process), Persist: string(c.Persist),
+		Statics: convert(c.Statics, func(t root.Static) staticRecord { return staticRecord(t) }),
 	}
 	if c.Checks != nil {
 		r.Checks = make(map[string]checkRecord, len(c.Checks))
@@ -271,6 +322,7 @@ func (r configRecord) root() root.Config {
 		Services: convert(r.Services, serviceRecord.root), Files: convert(r.Files, func(f fileRecord) root.File { return root.File(f) }),
 		Restart: root.Restart(r.Restart), AutoDestroy: r.AutoDestroy, Stop: root.Stop(r.Stop), DNS: root.DNS(r.DNS),
 		Process: (*root.Process)(r.Process), Persist: root.Persist(r.Persist),
+		Statics: convert(r.Statics, func(t staticRecord) root.Static { return root.Static(t) }),
 	}
 	if r.Checks != nil {
 		c.Checks = make(map[string]root.Check, len(r.Checks))
@@ -283,7 +335,7 @@ func (r configRecord) root() root.Config {
 
 func fromService(s root.Service) serviceRecord {
 	return serviceRecord{
-		s.Protocol, s.InternalPort, convert(s.Ports, func(p root.Port) portRecord { return portRecord(p) }),
+		s.Protocol, s.InternalPort, convert(s.Ports, fromPort),
 		concurrencyRecord(s.Concurrency), string(s.Autostop), s.Autostart, s.MinRunning, s.StopAfter, s.SuspendFor,
 		convert(s.Checks, func(c root.Check) checkRecord { return checkRecord(c) }),
 	}
@@ -291,7 +343,7 @@ func fromService(s root.Service) serviceRecord {
 
 func (r serviceRecord) root() root.Service {
 	return root.Service{
-		Protocol: r.Protocol, InternalPort: r.InternalPort, Ports: convert(r.Ports, func(p portRecord) root.Port { return root.Port(p) }),
+		Protocol: r.Protocol, InternalPort: r.InternalPort, Ports: convert(r.Ports, portRecord.root),
 		Concurrency: root.Concurrency(r.Concurrency), Autostop: root.Autostop(r.Autostop), Autostart: r.Autostart,
 		MinRunning: r.MinRunning, StopAfter: r.StopAfter, SuspendFor: r.SuspendFor,
 		Checks: convert(r.Checks, func(c checkRecord) root.Check { return root.Check(c) }),

@@ -218,7 +218,7 @@ func (p *parts) since(old *parts) []root.Change {
 		}
 	}
 	for name, a := range p.apps {
-		if o := old.apps[name]; o == nil || *o != *a {
+		if o := old.apps[name]; o == nil || !reflect.DeepEqual(o, a) {
 			changes = append(changes, root.Change{App: a})
 		}
 	}
