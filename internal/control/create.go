@@ -58,9 +58,9 @@ func (s *Machines) Create(ctx context.Context, a auth.Actor, app root.AppName, c
 	if err := s.mayUseAll(a, found.Org, c.Config); err != nil {
 		return nil, err
 	}
-	img, err := s.Images.Resolve(ctx, c.Config.Image)
+	img, err := s.image(ctx, c.Config.Image, c.Release)
 	if err != nil {
-		return nil, fmt.Errorf("resolve image: %w", err)
+		return nil, err
 	}
 	m, rev, err := s.record(ctx, a, found, c, img)
 	if err != nil {
@@ -85,6 +85,26 @@ func (s *Machines) Create(ctx context.Context, a auth.Actor, app root.AppName, c
 		return nil, err
 	}
 	return s.current(ctx, app, m.ID)
+}
+
+// image is what the machine runs: the release's, or what ref says now.
+func (s *Machines) image(ctx context.Context, ref string, r *Pinned) (root.Image, error) {
+	if r != nil {
+		return r.Image, nil
+	}
+	img, err := s.Images.Resolve(ctx, ref)
+	if err != nil {
+		return img, fmt.Errorf("resolve image: %w", err)
+	}
+	return img, nil
+}
+
+// pin gives spec what comes from its release, or else from the app.
+func pin(spec *root.Spec, app *root.App, r *Pinned) {
+	spec.Release, spec.Secrets = 0, app.Secrets
+	if r != nil {
+		spec.Release, spec.Secrets = r.Release, r.Secrets
+	}
 }
 
 func nameTaken(app root.AppName, name string) error {
@@ -155,6 +175,7 @@ func (s *Machines) newMachine(a auth.Actor, app *root.App, host *root.Host, c Cr
 			Address: address, UpdatedAt: now,
 		},
 	}
+	pin(&m.Spec, app, c.Release)
 	if m.Name == "" {
 		m.Name = randomName()
 	}

@@ -35,6 +35,14 @@ type CreateMachine struct {
 	// LeaseTTL, if not zero, creates it leased to the caller: the machine's
 	// Lease has the nonce.
 	LeaseTTL time.Duration
+	Release  *Pinned // nil: the machine belongs to no release
+}
+
+// Pinned is what a version that belongs to a release takes from it.
+type Pinned struct {
+	Image   root.Image // in place of what the config's reference says now
+	Release int
+	Secrets int // in place of the app's version
 }
 
 // UpdateMachine asks for a new version of a machine.
@@ -46,8 +54,12 @@ type UpdateMachine struct {
 	SkipLaunch              bool
 	SkipServiceRegistration bool
 	Name, Region            string // "" or the current ones: they cannot change
+	// Timeout is how long the new version may take to be ready, its checks
+	// passing, before the old one is kept; zero is the agent's default.
+	Timeout time.Duration
 	// LeaseTTL, if not zero, leaves it leased to the caller.
 	LeaseTTL time.Duration
+	Release  *Pinned // nil: the new version belongs to no release
 }
 
 // Filter narrows a list of machines; the zero value lists all that live.

@@ -40,9 +40,9 @@ func (s *Machines) Update(ctx context.Context, a auth.Actor, app root.AppName, i
 	if err := s.mayUseAll(a, m.Org, u.Config); err != nil {
 		return nil, err
 	}
-	img, err := s.Images.Resolve(ctx, u.Config.Image)
+	img, err := s.image(ctx, u.Config.Image, u.Release)
 	if err != nil {
-		return nil, fmt.Errorf("resolve image: %w", err)
+		return nil, err
 	}
 	snapshot := s.Catalog.Snapshot()
 	found, host := snapshot.App(app), snapshot.Host(m.Host)
@@ -61,7 +61,8 @@ func (s *Machines) Update(ctx context.Context, a auth.Actor, app root.AppName, i
 		Launch: !u.SkipLaunch, Cordoned: was.Cordoned || u.SkipServiceRegistration,
 		Address: address, UpdatedAt: s.Now().UTC(),
 	}
-	rev, err := s.Agent.Replace(ctx, next, func(ctx context.Context) (int64, error) {
+	pin(&next.Spec, found, u.Release)
+	rev, err := s.Agent.Replace(ctx, next, u.Timeout, func(ctx context.Context) (int64, error) {
 		return s.Store.UpdateSpec(ctx, id, was.Instance, next.Spec)
 	})
 	if err != nil {
