@@ -148,13 +148,22 @@ func (c *Config) Validate() error {
 			return err
 		}
 	}
+	if err := c.validateChecks(); err != nil {
+		return err
+	}
 	for i, f := range c.Files {
 		if !path.IsAbs(f.GuestPath) || path.Clean(f.GuestPath) == "/" {
 			return Errorf(Invalid, "config.files[%d].guest_path: %q must be an absolute path of a file", i, clip(f.GuestPath))
 		}
+		if f.Secret != "" && (f.ImageConfig != "" || len(f.Content) > 0) {
+			return Errorf(Invalid, "config.files[%d]: use one of raw_value, secret_name, image_config", i)
+		}
 		if f.Mode > 0o7777 {
 			return Errorf(Invalid, "config.files[%d].mode: %o is not a file mode", i, f.Mode)
 		}
+	}
+	if err := validateStatics(c.Statics); err != nil {
+		return err
 	}
 	switch c.Restart.Policy {
 	case RestartNo, RestartOnFailure, RestartAlways:
@@ -169,6 +178,33 @@ func (c *Config) Validate() error {
 	}
 	if c.Stop.Timeout < 0 || c.Stop.Timeout > MaxStopTimeout {
 		return Errorf(Invalid, "config.stop_config.timeout: %s is out of range (0s to %s)", c.Stop.Timeout, MaxStopTimeout)
+	}
+	return nil
+}
+
+// MaxStatics is how many statics a machine may have.
+const MaxStatics = 10
+
+func validateStatics(statics []Static) error {
+	if len(statics) > MaxStatics {
+		return Errorf(Invalid, "config.statics: %d are too many (at most %d)", len(statics), MaxStatics)
+	}
+	seen := make(map[string]bool, len(statics))
+	for i, s := range statics {
+		if !path.IsAbs(s.GuestPath) {
+			return Errorf(Invalid, "config.statics[%d].guest_path: %q must be an absolute path", i, clip(s.GuestPath))
+		}
+		if !strings.HasPrefix(s.URLPrefix, "/") || strings.ContainsFunc(s.URLPrefix, inPath) {
+			return Errorf(Invalid, "config.statics[%d].url_prefix: %q must begin with a slash, without spaces", i, clip(s.URLPrefix))
+		}
+		prefix := strings.TrimRight(s.URLPrefix, "/")
+		if seen[prefix] {
+			return Errorf(Invalid, "config.statics[%d].url_prefix: %q is there twice", i, clip(s.URLPrefix))
+		}
+		seen[prefix] = true
+		if strings.Contains(s.IndexDocument, "/") {
+			return Errorf(Invalid, "config.statics[%d].index_document: %q must be a file's name", i, clip(s.IndexDocument))
+		}
 	}
 	return nil
 }

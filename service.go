@@ -1,7 +1,9 @@
 package roost
 
 import (
+	"fmt"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -81,6 +83,9 @@ const (
 	DefaultSuspendFor = 24 * time.Hour
 )
 
+// maxIdleTimeout bounds HTTPOptions.IdleTimeout: no longer than a day.
+const maxIdleTimeout = 24 * time.Hour
+
 // PortFor returns the service's port entry that covers an outside port.
 func (s *Service) PortFor(port int) (Port, bool) {
 	for _, p := range s.Ports {
@@ -112,6 +117,22 @@ func (s *Service) validate(i int) error {
 		if p.ForceHTTPS && !p.HasHandler("http") {
 			return Errorf(Invalid, "config.services[%d].ports[%d].force_https needs the http handler", i, j)
 		}
+		if err := validateHeaders(fmt.Sprintf("config.services[%d].ports[%d].http_options.response.headers", i, j), p.HTTP.Headers); err != nil {
+			return err
+		}
+		if p.HTTP.IdleTimeout < 0 || p.HTTP.IdleTimeout > maxIdleTimeout {
+			return Errorf(Invalid, "config.services[%d].ports[%d].http_options.idle_timeout: %s is out of range (0 to %s)", i, j, p.HTTP.IdleTimeout, maxIdleTimeout)
+		}
+		for _, v := range p.TLS.Versions {
+			if v != "TLSv1.2" && v != "TLSv1.3" {
+				return Errorf(Invalid, "config.services[%d].ports[%d].tls_options.versions: %q is not one of TLSv1.2, TLSv1.3", i, j, clip(v))
+			}
+		}
+		for _, name := range p.TLS.ALPN {
+			if name == "" || len(name) > 255 { // RFC 7301, section 3.1
+				return Errorf(Invalid, "config.services[%d].ports[%d].tls_options.alpn: %q is not the name of a protocol", i, j, clip(name))
+			}
+		}
 	}
 	switch s.Concurrency.Type {
 	case "connections", "requests":
@@ -131,6 +152,19 @@ func (s *Service) validate(i int) error {
 	}
 	if s.StopAfter < 0 || s.SuspendFor < 0 {
 		return Errorf(Invalid, "config.services[%d]: auto_stop_after and suspend_for must not be negative", i)
+	}
+	return nil
+}
+
+// validateHeaders refuses what would break a message apart.
+func validateHeaders(at string, headers map[string][]string) error {
+	for name, values := range headers {
+		if !token(name) {
+			return Errorf(Invalid, "%s: %q is not the name of a header", at, clip(name))
+		}
+		if slices.ContainsFunc(values, func(v string) bool { return strings.ContainsAny(v, "\r\n\x00") }) {
+			return Errorf(Invalid, "%s: the value of %s must be one line", at, clip(name))
+		}
 	}
 	return nil
 }

@@ -100,9 +100,32 @@ type Port struct {
 	EndPort           int             `json:"end_port,omitempty"`
 	Handlers          []string        `json:"handlers,omitempty"` // "http", "tls", "pg_tls", "proxy_proto"
 	ForceHTTPS        bool            `json:"force_https,omitempty"`
-	TLSOptions        json.RawMessage `json:"tls_options,omitempty"`
-	HTTPOptions       json.RawMessage `json:"http_options,omitempty"`
+	TLSOptions        *TLSOptions     `json:"tls_options,omitempty"`
+	HTTPOptions       *HTTPOptions    `json:"http_options,omitempty"`
 	ProxyProtoOptions json.RawMessage `json:"proxy_proto_options,omitempty"`
+}
+
+// TLSOptions are how a port terminates TLS.
+type TLSOptions struct {
+	ALPN              []string `json:"alpn,omitempty"`     // none: h2, http/1.1
+	Versions          []string `json:"versions,omitempty"` // of "TLSv1.2", "TLSv1.3"; none: both
+	DefaultSelfSigned bool     `json:"default_self_signed,omitempty"`
+}
+
+// HTTPOptions are what the proxy does to the requests and answers of a port.
+type HTTPOptions struct {
+	Compress           *bool           `json:"compress,omitempty"` // nil: the platform's choice
+	Response           *HTTPResponse   `json:"response,omitempty"`
+	H2Backend          bool            `json:"h2_backend,omitempty"`
+	IdleTimeout        int             `json:"idle_timeout,omitempty"`         // seconds
+	HeadersReadTimeout int             `json:"headers_read_timeout,omitempty"` // seconds
+	ReplayCache        json.RawMessage `json:"replay_cache,omitempty"`
+}
+
+// HTTPResponse changes the headers of answers.
+type HTTPResponse struct {
+	Headers  map[string]HeaderValues `json:"headers,omitempty"`
+	Pristine bool                    `json:"pristine,omitempty"` // the proxy adds no headers of its own
 }
 
 // Concurrency is how load on a service counts.
@@ -126,6 +149,9 @@ type Check struct {
 	TLSSkipVerify bool     `json:"tls_skip_verify,omitempty"`
 	TLSServerName string   `json:"tls_server_name,omitempty"`
 	Headers       []Header `json:"headers,omitempty"`
+	// RestartLimit restarts the machine after so many failures in a row; 0
+	// never. It is ours, with the meaning it once had in fly.toml.
+	RestartLimit int `json:"restart_limit,omitempty"`
 }
 
 // Header is a header of a check's request.

@@ -75,6 +75,40 @@ func TestAutostop(t *testing.T) {
 	}
 }
 
+func TestHeaderValues(t *testing.T) {
+	tests := map[string]struct {
+		want machines.HeaderValues
+		out  string
+	}{
+		`false`:      {machines.HeaderValues{}, `false`},
+		`[]`:         {machines.HeaderValues{}, `false`},
+		`"DENY"`:     {machines.HeaderValues{"DENY"}, `"DENY"`},
+		`["a"]`:      {machines.HeaderValues{"a"}, `"a"`},
+		`["a", "b"]`: {machines.HeaderValues{"a", "b"}, `["a","b"]`},
+		`null`:       {nil, `null`},
+		`true`:       {}, `1`: {}, `[1]`: {}, `{}`: {},
+	}
+	for in, tt := range tests {
+		t.Run(in, func(t *testing.T) {
+			var h machines.HeaderValues
+			err := json.Unmarshal([]byte(in), &h)
+			if tt.out == "" {
+				if err == nil {
+					t.Errorf("got %q, want an error", h)
+				}
+				return
+			}
+			out, marshalErr := json.Marshal(h)
+			if err := errors.Join(err, marshalErr); err != nil || string(out) != tt.out {
+				t.Errorf("got %s, %v, want %s", out, err, tt.out)
+			}
+			if diff := cmp.Diff(tt.want, h); diff != "" {
+				t.Errorf("values (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
 // TestReadMachine: a document as Fly.io sends it.
 func TestReadMachine(t *testing.T) {
 	const document = `{"id":"73d8d46dbee589","name":"quiet-lake-4821","state":"stopped","region":"iad",

@@ -98,6 +98,43 @@ func (a *Autostop) UnmarshalJSON(data []byte) error {
 	return nil
 }
 
+// HeaderValues are what a header of an answer is set to. In JSON they are a
+// string or a list of strings; false, which is an empty list that is not nil,
+// removes the header.
+type HeaderValues []string
+
+// MarshalJSON writes the shortest form.
+func (h HeaderValues) MarshalJSON() ([]byte, error) {
+	switch {
+	case h == nil:
+		return []byte("null"), nil
+	case len(h) == 0:
+		return []byte("false"), nil
+	case len(h) == 1:
+		return json.Marshal(h[0])
+	}
+	return json.Marshal([]string(h))
+}
+
+// UnmarshalJSON reads false, a string or a list of strings.
+func (h *HeaderValues) UnmarshalJSON(data []byte) error {
+	var one string
+	var list []string
+	switch {
+	case bytes.Equal(data, []byte("null")):
+		*h = nil
+	case bytes.Equal(data, []byte("false")):
+		*h = HeaderValues{}
+	case json.Unmarshal(data, &one) == nil:
+		*h = HeaderValues{one}
+	case json.Unmarshal(data, &list) == nil:
+		*h = append(HeaderValues{}, list...)
+	default:
+		return fmt.Errorf("response header: %s is neither false nor a string nor a list of strings", clip(string(data)))
+	}
+	return nil
+}
+
 // Persist says what of a root file system outlives a stop: "never",
 // "restart" or "always". It also reads the numbers 0 to 3 of older clients.
 type Persist string

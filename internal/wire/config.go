@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net/textproto"
 	"slices"
 	"strings"
 	"time"
@@ -214,7 +215,13 @@ func toConfig(c *machines.Config) (root.Config, error) {
 		if cfg.Checks == nil {
 			cfg.Checks = make(map[string]root.Check, len(c.Checks))
 		}
+		if err := checkCheck("config.checks."+clip(name), check); err != nil {
+			return root.Config{}, err
+		}
 		cfg.Checks[name] = toCheck(check)
+	}
+	for _, s := range c.Statics {
+		cfg.Statics = append(cfg.Statics, root.Static{GuestPath: s.GuestPath, URLPrefix: s.URLPrefix, IndexDocument: s.IndexDocument})
 	}
 	for i, f := range c.Files {
 		file, err := toFile(i, f)
@@ -343,10 +350,18 @@ func toService(i int, s machines.Service, noAutostart bool) (root.Service, error
 		if p.Port != 0 && (p.StartPort != 0 || p.EndPort != 0) {
 			return service, root.Errorf(root.Invalid, "config.services[%d].ports[%d]: use port, or start_port and end_port, not both", i, j)
 		}
+		port.HTTP = toHTTPOptions(p.HTTPOptions)
+		if t := p.TLSOptions; t != nil {
+			port.TLS = root.TLSOptions{ALPN: t.ALPN, Versions: t.Versions, DefaultSelfSigned: t.DefaultSelfSigned}
+		}
 		service.Ports = append(service.Ports, port)
 	}
-	for _, check := range s.Checks {
+	for j, check := range s.Checks {
+		if err := checkCheck(fmt.Sprintf("config.services[%d].checks[%d]", i, j), check); err != nil {
+			return service, err
+		}
 		c := toCheck(check)
+		c.Readiness = false // it gates its service anyway
 		if c.Port == 0 {
 			c.Port = s.InternalPort
 		}
@@ -355,10 +370,57 @@ func toService(i int, s machines.Service, noAutostart bool) (root.Service, error
 	return service, nil
 }
 
+func toHTTPOptions(o *machines.HTTPOptions) root.HTTPOptions {
+	if o == nil {
+		return root.HTTPOptions{}
+	}
+	out := root.HTTPOptions{Compress: o.Compress, IdleTimeout: seconds(o.IdleTimeout)}
+	if r := o.Response; r != nil {
+		out.Pristine = r.Pristine
+		for name, values := range r.Headers {
+			if values == nil { // null is as good as absent
+				continue
+			}
+			if out.Headers == nil {
+				out.Headers = make(map[string][]string, len(r.Headers))
+			}
+			out.Headers[textproto.CanonicalMIMEHeaderKey(name)] = values
+		}
+	}
+	return out
+}
+
+// seconds makes a duration of a number of seconds; absurd numbers stay absurd
+// instead of wrapping around.
+func seconds(n int) time.Duration {
+	const most = 1 << 30
+	return time.Duration(min(max(n, -most), most)) * time.Second
+}
+
+// Values of a check's members.
+const (
+	kindReadiness     = "readiness"
+	kindInformational = "informational"
+	protocolHTTP      = "http"
+	protocolHTTPS     = "https"
+)
+
+func checkCheck(at string, c machines.Check) error {
+	switch {
+	case c.Kind != "" && c.Kind != kindReadiness && c.Kind != kindInformational:
+		return root.Errorf(root.Invalid, "%s.kind: %q is not one of informational, readiness", at, clip(c.Kind))
+	case c.Protocol != "" && c.Protocol != protocolHTTP && c.Protocol != protocolHTTPS:
+		return root.Errorf(root.Invalid, "%s.protocol: %q is not one of http, https", at, clip(c.Protocol))
+	}
+	return nil
+}
+
 func toCheck(c machines.Check) root.Check {
 	check := root.Check{
 		Type: c.Type, Port: c.Port, Path: c.Path, Method: c.Method,
 		Interval: time.Duration(c.Interval), Timeout: time.Duration(c.Timeout), Grace: time.Duration(c.GracePeriod),
+		Readiness: c.Kind == kindReadiness, TLS: c.Protocol == protocolHTTPS,
+		TLSSkipVerify: c.TLSSkipVerify, TLSServerName: c.TLSServerName, RestartLimit: c.RestartLimit,
 	}
 	for _, h := range c.Headers {
 		if check.Headers == nil {
@@ -371,9 +433,17 @@ func toCheck(c machines.Check) root.Check {
 
 func toFile(i int, f machines.File) (root.File, error) {
 	file := root.File{GuestPath: f.GuestPath, Mode: f.Mode}
+	sources := 0
+	for _, s := range []*string{f.RawValue, f.SecretName, f.ImageConfig} {
+		if s != nil {
+			sources++
+		}
+	}
 	switch {
-	case f.RawValue != nil && f.ImageConfig != nil:
-		return file, root.Errorf(root.Invalid, "config.files[%d]: use one of raw_value, image_config", i)
+	case sources > 1:
+		return file, root.Errorf(root.Invalid, "config.files[%d]: use one of raw_value, secret_name, image_config", i)
+	case f.SecretName != nil && *f.SecretName != "":
+		file.Secret = *f.SecretName
 	case f.ImageConfig != nil && *f.ImageConfig != "":
 		file.ImageConfig = *f.ImageConfig
 	case f.RawValue != nil:

@@ -3,7 +3,9 @@ package wire
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
+	"time"
 
 	root "github.com/roost-run/roost"
 	"github.com/roost-run/roost/machines"
@@ -44,6 +46,11 @@ func refuse(c *machines.Config) error {
 			return no(fmt.Sprintf("config.processes[%d].secrets", i), "put the values into env")
 		case given(p.EnvFrom):
 			return no(fmt.Sprintf("config.processes[%d].env_from", i), "the process finds FLY_MACHINE_ID, FLY_APP_NAME, FLY_REGION, FLY_IMAGE_REF and FLY_PRIVATE_IP in its environment")
+		}
+	}
+	for i, s := range c.Statics {
+		if s.TigrisBucket != "" {
+			return no(fmt.Sprintf("config.statics[%d].tigris_bucket", i), "the files are not read from buckets; keep them in the image")
 		}
 	}
 	for i, f := range c.Files {
@@ -102,16 +109,29 @@ func warnings(c *machines.Config) []string {
 			if p.ForceHTTPS {
 				warn(at+".force_https", "plain requests are not redirected")
 			}
-			if given(p.HTTPOptions) {
+			if o := p.HTTPOptions; o != nil && (o.Compress != nil || o.Response != nil || o.IdleTimeout != 0) {
 				warn(at+".http_options", "responses pass as they are")
 			}
-		}
-		if len(s.Checks) > 0 {
-			warn(fmt.Sprintf("config.services[%d].checks", i), "a machine takes requests as soon as its port accepts connections")
+			if o := p.HTTPOptions; o != nil && (o.H2Backend || o.HeadersReadTimeout != 0 || given(o.ReplayCache)) {
+				warn(at+".http_options", "h2_backend, headers_read_timeout and replay_cache have no effect")
+			}
 		}
 	}
-	if len(c.Checks) > 0 {
-		warn("config.checks", "the checks are not run")
+	bounds := func(at string, check machines.Check) {
+		if d := time.Duration(check.Interval); d != 0 && d < root.MinCheckInterval {
+			list = append(list, fmt.Sprintf("%s.interval: %s is used in place of %s, the least there is", at, root.MinCheckInterval, d))
+		}
+		if d := time.Duration(check.Timeout); d > root.MaxCheckTimeout {
+			list = append(list, fmt.Sprintf("%s.timeout: %s is used in place of %s, the most there is", at, root.MaxCheckTimeout, d))
+		}
+	}
+	for i, s := range c.Services {
+		for j, check := range s.Checks {
+			bounds(fmt.Sprintf("config.services[%d].checks[%d]", i, j), check)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Checks)) {
+		bounds("config.checks."+clip(name), c.Checks[name])
 	}
 	if len(c.Statics) > 0 {
 		warn("config.statics", "such requests go to the app")

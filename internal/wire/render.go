@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	root "github.com/roost-run/roost"
 	"github.com/roost-run/roost/machines"
@@ -36,13 +37,19 @@ func FromConfig(c root.Config) machines.Config {
 	}
 	for _, f := range c.Files {
 		file := machines.File{GuestPath: f.GuestPath, Mode: f.Mode}
-		if f.ImageConfig != "" {
+		switch {
+		case f.ImageConfig != "":
 			file.ImageConfig = &f.ImageConfig
-		} else {
+		case f.Secret != "":
+			file.SecretName = &f.Secret
+		default:
 			raw := base64.StdEncoding.EncodeToString(f.Content)
 			file.RawValue = &raw
 		}
 		out.Files = append(out.Files, file)
+	}
+	for _, s := range c.Statics {
+		out.Statics = append(out.Statics, machines.Static{GuestPath: s.GuestPath, URLPrefix: s.URLPrefix, IndexDocument: s.IndexDocument})
 	}
 	if d := fromDNS(c.DNS); d.SkipRegistration || d.Hostname != "" || len(d.Nameservers)+len(d.Searches)+len(d.Options) > 0 {
 		out.DNS = &d
@@ -82,7 +89,10 @@ func fromService(s root.Service) machines.Service {
 		out.SuspendFor = &suspend
 	}
 	for _, p := range s.Ports {
-		port := machines.Port{Port: p.Port, Handlers: p.Handlers, ForceHTTPS: p.ForceHTTPS}
+		port := machines.Port{Port: p.Port, Handlers: p.Handlers, ForceHTTPS: p.ForceHTTPS, HTTPOptions: fromHTTPOptions(p.HTTP)}
+		if t := p.TLS; t.DefaultSelfSigned || len(t.ALPN)+len(t.Versions) > 0 {
+			port.TLSOptions = &machines.TLSOptions{ALPN: t.ALPN, Versions: t.Versions, DefaultSelfSigned: t.DefaultSelfSigned}
+		}
 		if p.End != 0 {
 			port.Port, port.StartPort, port.EndPort = 0, p.Port, p.End
 		}
@@ -94,10 +104,35 @@ func fromService(s root.Service) machines.Service {
 	return out
 }
 
+// fromHTTPOptions returns nil for options that say nothing.
+func fromHTTPOptions(o root.HTTPOptions) *machines.HTTPOptions {
+	if o.Compress == nil && o.IdleTimeout == 0 && !o.Pristine && len(o.Headers) == 0 {
+		return nil
+	}
+	out := &machines.HTTPOptions{Compress: o.Compress, IdleTimeout: int(o.IdleTimeout / time.Second)}
+	if o.Pristine || len(o.Headers) > 0 {
+		out.Response = &machines.HTTPResponse{Pristine: o.Pristine}
+	}
+	for name, values := range o.Headers {
+		if out.Response.Headers == nil {
+			out.Response.Headers = make(map[string]machines.HeaderValues, len(o.Headers))
+		}
+		out.Response.Headers[name] = append(machines.HeaderValues{}, values...)
+	}
+	return out
+}
+
 func fromCheck(c root.Check) machines.Check {
 	out := machines.Check{
 		Type: c.Type, Port: c.Port, Path: c.Path, Method: c.Method,
 		Interval: machines.Duration(c.Interval), Timeout: machines.Duration(c.Timeout), GracePeriod: machines.Duration(c.Grace),
+		TLSSkipVerify: c.TLSSkipVerify, TLSServerName: c.TLSServerName, RestartLimit: c.RestartLimit,
+	}
+	if c.Readiness {
+		out.Kind = kindReadiness
+	}
+	if c.TLS {
+		out.Protocol = protocolHTTPS
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Headers)) {
 		out.Headers = append(out.Headers, machines.Header{Name: name, Values: c.Headers[name]})

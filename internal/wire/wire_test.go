@@ -74,8 +74,14 @@ func TestConfigEveryField(t *testing.T) {
 	n := 0
 	fill(t, reflect.ValueOf(&cfg).Elem(), &n)
 	cfg.Persist = root.PersistAlways
-	cfg.Files[0].ImageConfig = "" // content and image_config exclude each other
+	secret, image := cfg.Files[0], cfg.Files[0] // content, secret and image_config exclude each other
+	cfg.Files[0].ImageConfig, cfg.Files[0].Secret = "", ""
+	secret.Content, secret.ImageConfig = nil, ""
+	image.Content, image.Secret = nil, ""
+	cfg.Files = append(cfg.Files, secret, image)
+	cfg.Services[0].Ports[0].HTTP.Headers = map[string][]string{"X-One": {"a"}, "X-Two": {"a", "b"}, "X-Gone": {}}
 	cfg.Services[0].Autostop = root.AutostopSuspend
+	cfg.Services[0].Checks[0].Readiness = false // a service's checks gate it anyway
 	api := FromConfig(cfg)
 	data, err := json.Marshal(api)
 	if err != nil {
@@ -173,6 +179,21 @@ func TestParseConfigErrors(t *testing.T) {
 		"two processes":   {`{"image":"a","processes":[{},{}]}`, root.Unimplemented, "config.processes"},
 		"process secrets": {`{"image":"a","processes":[{"secrets":[{"env_var":"A","name":"A"}]}]}`, root.Unimplemented, "config.processes[0].secrets"},
 		"secret file":     {`{"image":"a","files":[{"guest_path":"/a","secret_name":"S"}]}`, root.Unimplemented, "config.files[0].secret_name"},
+		"tigris":          {`{"image":"a","statics":[{"guest_path":"/a","url_prefix":"/a","tigris_bucket":"b"}]}`, root.Unimplemented, "config.statics[0].tigris_bucket"},
+		"static path":     {`{"image":"a","statics":[{"guest_path":"a","url_prefix":"/a"}]}`, root.Invalid, "config.statics[0].guest_path"},
+		"static prefix":   {`{"image":"a","statics":[{"guest_path":"/a","url_prefix":"a"}]}`, root.Invalid, "config.statics[0].url_prefix"},
+		"static twice":    {`{"image":"a","statics":[{"guest_path":"/a","url_prefix":"/a"},{"guest_path":"/b","url_prefix":"/a/"}]}`, root.Invalid, "config.statics[1].url_prefix"},
+		"file sources":    {`{"image":"a","files":[{"guest_path":"/a","raw_value":"","image_config":"b"}]}`, root.Invalid, "use one of raw_value, secret_name, image_config"},
+		"check type":      {`{"image":"a","checks":{"up":{"type":"script","port":80}}}`, root.Invalid, "config.checks.up.type"},
+		"check port":      {`{"image":"a","checks":{"up":{"type":"tcp"}}}`, root.Invalid, "config.checks.up.port"},
+		"check kind":      {`{"image":"a","checks":{"up":{"type":"tcp","port":80,"kind":"liveness"}}}`, root.Invalid, "config.checks.up.kind"},
+		"check protocol":  {service(`{"protocol":"tcp","internal_port":80,"checks":[{"type":"http","protocol":"h2"}]}`), root.Invalid, "config.services[0].checks[0].protocol"},
+		"check header":    {service(`{"protocol":"tcp","internal_port":80,"checks":[{"type":"http","headers":[{"name":"A","values":["b\r\nC: d"]}]}]}`), root.Invalid, "config.services[0].checks[0].headers"},
+		"check limit":     {service(`{"protocol":"tcp","internal_port":80,"checks":[{"type":"tcp","restart_limit":-1}]}`), root.Invalid, "config.services[0].checks[0].restart_limit"},
+		"answer header":   {service(`{"protocol":"tcp","internal_port":80,"ports":[{"port":80,"http_options":{"response":{"headers":{"A":1}}}}]}`), root.Invalid, "response header: 1 is neither"},
+		"header name":     {service(`{"protocol":"tcp","internal_port":80,"ports":[{"port":80,"http_options":{"response":{"headers":{"A B":"c"}}}}]}`), root.Invalid, "config.services[0].ports[0].http_options.response.headers"},
+		"tls version":     {service(`{"protocol":"tcp","internal_port":80,"ports":[{"port":443,"tls_options":{"versions":["TLSv1.1"]}}]}`), root.Invalid, "config.services[0].ports[0].tls_options.versions"},
+		"idle wraps":      {service(`{"protocol":"tcp","internal_port":80,"ports":[{"port":80,"http_options":{"idle_timeout":99999999999}}]}`), root.Invalid, "config.services[0].ports[0].http_options.idle_timeout"},
 		"gpus":            {`{"image":"a","guest":{"gpus":1}}`, root.Unimplemented, "config.guest.gpus"},
 	}
 	for name, tt := range tests {
