@@ -102,13 +102,15 @@ func MessageOf(err error) string {
 
 // Codes that one package sets and another acts on.
 const (
-	CodeNameTaken        = "name_taken"         // of an app or an organisation
-	CodeMachineNameTaken = "machine_name_taken" // in its app
-	CodeMachineExists    = "machine_exists"     // with that id
-	CodeAddressTaken     = "address_taken"      // on that host
-	CodeHostChanged      = "host_changed"       // while a place on it was sought
-	CodeLeaseHeld        = "lease_held"         // by somebody else
-	CodeUnsupported      = "unsupported_field"  // known on Fly, not here
+	CodeNameTaken        = "name_taken"          // of an app or an organisation
+	CodeMachineNameTaken = "machine_name_taken"  // in its app
+	CodeMachineExists    = "machine_exists"      // with that id
+	CodeAddressTaken     = "address_taken"       // on that host
+	CodeHostChanged      = "host_changed"        // while a place on it was sought
+	CodeLeaseHeld        = "lease_held"          // by somebody else
+	CodeReleaseRunning   = "release_in_progress" // of the same app
+	CodeNoRelease        = "no_release"          // the app has none yet
+	CodeUnsupported      = "unsupported_field"   // known on Fly, not here
 )
 
 // CodeOf returns the code of the first Error in err's chain that has one, or "".

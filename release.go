@@ -43,6 +43,7 @@ type Deploy struct {
 	ReleaseTimeout time.Duration // 0 is unlimited
 	ReleaseGuest   *Guest        // nil: see "fly.toml", section 10.1
 	SeedCommand    []string
+	Restart        bool     // machines keep their own config and get the release's secrets
 	Smoke          bool     // watch machines for a moment after they have started
 	Detach         bool     // do not wait for machines to start and be healthy
 	UpdateOnly     bool     // make no new machines
@@ -88,4 +89,85 @@ const (
 // Final reports whether nothing more happens to a release in this status.
 func (s ReleaseStatus) Final() bool {
 	return s == ReleaseComplete || s == ReleaseFailed || s == ReleaseInterrupted
+}
+
+// Rollout is the journal of a release on its way: what a control process needs
+// to go on with it, or back, after the one before died. An app has one at
+// most.
+type Rollout struct {
+	App     AppName
+	Version int
+	Former  int // the release that served when it began, 0 none
+	// Done are the steps that are not to be repeated: "release_command".
+	Done []string
+	// Passed are machines that have the release and passed its gates.
+	Passed []MachineID
+	// Temporary is the machine of a release command under way, "" none.
+	Temporary MachineID
+	// Shifted: the new release serves; what is left is to clean up.
+	Shifted bool
+	// Returning: it failed and what it changed goes back.
+	Returning bool
+	Status    ReleaseStatus // how it ends, with Returning
+	Cause     string        // why it returns, for people
+}
+
+// ReleaseEvent is something that happened in a rollout.
+type ReleaseEvent struct {
+	ID      string // ULID: events are in order of their ids
+	At      time.Time
+	Step    string // "release_command", "update" ...
+	Group   string
+	Machine MachineID
+	Message string
+	Warning bool
+	Failed  bool
+	Lines   []string  // what the release command wrote
+	Waiting string    // what is waited for
+	Until   time.Time // and until when
+	End     bool      // the last one
+}
+
+// The steps of a rollout.
+const (
+	StepPrepare        = "prepare"
+	StepReleaseCommand = "release_command"
+	StepSeedCommand    = "seed_command"
+	StepCanary         = "canary"
+	StepDestroy        = "destroy"
+	StepCreate         = "create"
+	StepUpdate         = "update"
+	StepShift          = "shift"
+	StepVerify         = "verify"
+	StepRollback       = "rollback"
+	StepNotice         = "notice"
+	StepWebhook        = "webhook"
+	StepEnd            = "end"
+)
+
+// Metadata of machines that belong to releases; the keys and values are Fly's.
+const (
+	MetadataPlatform       = "fly_platform_version"
+	PlatformManaged        = "v2" // the value that makes a machine one of the app's releases
+	MetadataReleaseID      = "fly_release_id"
+	MetadataReleaseVersion = "fly_release_version"
+	MetadataCanary         = "fly_canary"
+	MetadataBlueGreenTag   = "fly_bluegreen_deployment_tag"
+
+	GroupReleaseCommand = "fly_app_release_command"
+	GroupConsole        = "fly_app_console"
+	GroupTest           = "fly_app_test_machine_command"
+)
+
+// Managed reports whether deploys and scaling act on the machine.
+func (m *Machine) Managed() bool {
+	meta := m.Spec.Config.Metadata
+	if meta[MetadataPlatform] != PlatformManaged || m.Spec.Destroy != nil || m.Status.State == StateDestroying || m.Status.State == StateDestroyed {
+		return false
+	}
+	switch m.Group() {
+	case GroupReleaseCommand, GroupConsole, GroupTest:
+		return false
+	}
+	return meta[MetadataCanary] == ""
 }
