@@ -278,8 +278,15 @@ func (a *Agent) Launch(ctx context.Context, rec *root.Machine) (int64, error) {
 }
 
 // Replace brings a machine to the version in rec.Spec; see control.Agent.
-func (a *Agent) Replace(ctx context.Context, rec *root.Machine, commit func(context.Context) (int64, error)) (int64, error) {
-	return a.do(ctx, rec.ID, func(ctx context.Context, m *machine) error { return m.replace(ctx, rec, commit) })
+func (a *Agent) Replace(ctx context.Context, rec *root.Machine, ready time.Duration, commit func(context.Context) (int64, error)) (int64, error) {
+	m, err := a.ready(ctx, rec.ID)
+	if err != nil {
+		return 0, err
+	}
+	if ready <= 0 {
+		ready = readyTime(&rec.Spec.Config)
+	}
+	return m.doWithin(ctx, commandTimeout+ready, func(ctx context.Context, m *machine) error { return m.replace(ctx, rec, ready, commit) })
 }
 
 // Start starts or thaws a machine.

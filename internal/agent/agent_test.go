@@ -407,7 +407,7 @@ func TestReplaceBeside(t *testing.T) {
 	_, err := h.Launch(t.Context(), m)
 	must(t, err)
 	n, commit := h.next(m, webConfig(), true)
-	rev, err := h.Replace(t.Context(), n, func(ctx context.Context) (int64, error) {
+	rev, err := h.Replace(t.Context(), n, 0, func(ctx context.Context) (int64, error) {
 		// Both run when traffic is switched.
 		for _, id := range []root.InstanceID{m.Spec.Instance, n.Spec.Instance} {
 			if i, err := h.options.Supervisor.Instance(ctx, id); err != nil || i.Phase != orders.PhaseStarted {
@@ -466,7 +466,7 @@ func TestReplaceThatFailsLeavesTheOldVersion(t *testing.T) {
 			if c.commit != nil {
 				commit = c.commit
 			}
-			_, err = h.Replace(t.Context(), n, commit)
+			_, err = h.Replace(t.Context(), n, 0, commit)
 			if !root.IsKind(err, c.kind) || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("got %v, want kind %v with %q", err, c.kind, c.want)
 			}
@@ -492,7 +492,7 @@ func TestReplaceWorkerStopsFirst(t *testing.T) {
 	_, err := h.Launch(t.Context(), m)
 	must(t, err)
 	n, commit := h.next(m, workerConfig(), true)
-	_, err = h.Replace(t.Context(), n, func(ctx context.Context) (int64, error) {
+	_, err = h.Replace(t.Context(), n, 0, func(ctx context.Context) (int64, error) {
 		if i, err := h.options.Supervisor.Instance(ctx, m.Spec.Instance); err != nil || i.Phase != orders.PhaseStopped {
 			t.Errorf("at the commit the old version is %s (%v), want stopped", i.Phase, err)
 		}
@@ -512,7 +512,7 @@ func TestReplaceWorkerStopsFirst(t *testing.T) {
 	// With skip_launch the next one ends stopped.
 	m = got
 	n, commit = h.next(m, workerConfig(), false)
-	_, err = h.Replace(t.Context(), n, commit)
+	_, err = h.Replace(t.Context(), n, 0, commit)
 	must(t, err)
 	h.wait(m.ID, "the third version, stopped", func(m *root.Machine) bool {
 		return m.Status.Instance == n.Spec.Instance && m.Status.State == root.StateStopped
@@ -644,7 +644,7 @@ func TestDestroyCutsAnUpdateShort(t *testing.T) {
 	n, commit := h.next(m, webConfig(), true)
 	failed := make(chan error, 1)
 	go func() {
-		_, err := h.Replace(context.WithoutCancel(t.Context()), n, commit)
+		_, err := h.Replace(context.WithoutCancel(t.Context()), n, 0, commit)
 		failed <- err
 	}()
 	h.eventually("both versions", func() bool { return h.sup.count() == 2 })
@@ -713,7 +713,7 @@ func TestReplaceSuspended(t *testing.T) {
 	_, err = h.Suspend(t.Context(), m.ID, orders.Suspend{Source: orders.SourceProxy})
 	must(t, err)
 	n, commit := h.next(m, webConfig(), true)
-	_, err = h.Replace(t.Context(), n, func(ctx context.Context) (int64, error) {
+	_, err = h.Replace(t.Context(), n, 0, func(ctx context.Context) (int64, error) {
 		if i, err := h.options.Supervisor.Instance(ctx, m.Spec.Instance); err != nil || i.Phase != orders.PhaseSuspended {
 			t.Errorf("at the commit the old version is %s (%v), want suspended", i.Phase, err)
 		}
@@ -793,7 +793,7 @@ func TestTakeOverUpdate(t *testing.T) {
 	gone := make(chan struct{})
 	go func() {
 		defer close(gone)
-		if _, err := h.Replace(context.WithoutCancel(t.Context()), n, commit); err == nil {
+		if _, err := h.Replace(context.WithoutCancel(t.Context()), n, 0, commit); err == nil {
 			t.Error("the update succeeded")
 		}
 	}()

@@ -50,10 +50,11 @@ type machine struct {
 
 // command is a function for the machine's goroutine.
 type command struct {
-	f    func(context.Context, *machine) error
-	rev  int64
-	err  error
-	done chan struct{} // closed when rev and err are set
+	f       func(context.Context, *machine) error
+	timeout time.Duration
+	rev     int64
+	err     error
+	done    chan struct{} // closed when rev and err are set
 }
 
 func newMachine(a *Agent, rec *root.Machine) *machine {
@@ -127,7 +128,12 @@ func (m *machine) settle(account *orders.Instance) { m.ear.add(news{settle: true
 // do runs f in the machine's goroutine and returns when the status after it is
 // in the store. When ctx ends first, f goes on without the caller.
 func (m *machine) do(ctx context.Context, f func(context.Context, *machine) error) (int64, error) {
-	c := &command{f: f, done: make(chan struct{})}
+	return m.doWithin(ctx, commandTimeout, f)
+}
+
+// doWithin is do for what may take longer, or has to take less, than others.
+func (m *machine) doWithin(ctx context.Context, timeout time.Duration, f func(context.Context, *machine) error) (int64, error) {
+	c := &command{f: f, timeout: timeout, done: make(chan struct{})}
 	select {
 	case m.cmds <- c:
 	case <-m.ended:
@@ -221,7 +227,7 @@ func (m *machine) rebuild(ctx context.Context) {
 func (m *machine) execute(ctx context.Context, c *command) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	ctx, stop := context.WithTimeout(ctx, commandTimeout)
+	ctx, stop := context.WithTimeout(ctx, c.timeout)
 	defer stop()
 	m.mu.Lock()
 	m.cancel = cancel

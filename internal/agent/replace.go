@@ -15,8 +15,9 @@ import (
 )
 
 const (
-	// readyTimeout is how long a new version may take until its ports answer,
-	// as long as a request is held for a machine.
+	// readyTimeout is how long a new version may take until it answers unless
+	// the caller says otherwise: as long as a request is held for a machine,
+	// beyond the time in which its checks may fail.
 	readyTimeout = 60 * time.Second
 	// readyPoll and maxReadyPoll are between looks at its listening sockets.
 	readyPoll    = 20 * time.Millisecond
@@ -32,7 +33,7 @@ const (
 // replace brings the machine to the version in rec.Spec. Until commit has
 // succeeded the old version is untouched, or (a machine nobody routes to) is
 // started again.
-func (m *machine) replace(ctx context.Context, rec *root.Machine, commit func(context.Context) (int64, error)) error {
+func (m *machine) replace(ctx context.Context, rec *root.Machine, ready time.Duration, commit func(context.Context) (int64, error)) error {
 	m.listen(ctx)
 	next := rec.Clone()
 	old := m.inst
@@ -47,7 +48,7 @@ func (m *machine) replace(ctx context.Context, rec *root.Machine, commit func(co
 	m.listen(ctx)
 	served := len(m.rec.Spec.Config.Services) > 0 && len(next.Spec.Config.Services) > 0
 	if next.Spec.Launch && served && old.phase == orders.PhaseStarted {
-		err = m.beside(ctx, commit)
+		err = m.beside(ctx, ready, commit)
 	} else {
 		err = m.afterwards(ctx, commit, served)
 	}
@@ -66,7 +67,7 @@ func (m *machine) replace(ctx context.Context, rec *root.Machine, commit func(co
 
 // beside starts the new version next to the old one, switches when it is
 // ready, and leaves the old one to drain.
-func (m *machine) beside(ctx context.Context, commit func(context.Context) (int64, error)) error {
+func (m *machine) beside(ctx context.Context, ready time.Duration, commit func(context.Context) (int64, error)) error {
 	began := time.Now().UTC()
 	started, err := m.a.o.Supervisor.Start(ctx, m.cand.id(), orders.Start{Source: orders.SourceHost, Reason: reasonUpdate})
 	if err != nil {
@@ -82,7 +83,7 @@ func (m *machine) beside(ctx context.Context, commit func(context.Context) (int6
 	if err := m.await(ctx, newsTimeout, "the journal's news", func() bool { return !cand.heard.Before(started.Stamp) }); err != nil {
 		return err
 	}
-	if err := m.untilReady(ctx, cand); err != nil {
+	if err := m.untilReady(ctx, cand, ready); err != nil {
 		return err
 	}
 	rev, err := commit(ctx)
@@ -165,13 +166,22 @@ func (m *machine) switchOver(began time.Time, told bool) {
 	m.a.log.Info("machine replaced", "machine", m.id, "app", m.rec.App, "took", time.Since(began))
 }
 
+// readyTime is how long a version of c may take to be ready by default.
+func readyTime(c *root.Config) time.Duration {
+	grace := time.Duration(0)
+	for _, k := range c.NamedChecks() {
+		grace = max(grace, k.Grace)
+	}
+	return readyTimeout + grace
+}
+
 // untilReady returns when every service of i has its port open.
-func (m *machine) untilReady(ctx context.Context, i *instance) error {
+func (m *machine) untilReady(ctx context.Context, i *instance, ready time.Duration) error {
 	ports := map[int]bool{}
 	for _, s := range i.machine.Spec.Config.Services {
 		ports[s.InternalPort] = true
 	}
-	deadline := time.Now().Add(readyTimeout)
+	deadline := time.Now().Add(ready)
 	poll := time.NewTimer(0)
 	defer poll.Stop()
 	pause := readyPoll
@@ -203,7 +213,7 @@ func (m *machine) untilReady(ctx context.Context, i *instance) error {
 		}
 		if time.Now().After(deadline) {
 			return root.Errorf(root.Precondition, "the new version did not listen on port %s within %s (%s); the old version keeps serving",
-				portList(ports), readyTimeout, hint(seen.Listens, ports))
+				portList(ports), ready, hint(seen.Listens, ports))
 		}
 	}
 }

@@ -31,6 +31,7 @@ type Deps struct {
 	Images  ImageStore
 	Builder Builder
 	Logs    LogReader
+	Journal LogWriter   // what control itself has to say in apps' logs; nil: nowhere
 	Host    root.HostID // this host
 	// Address derives the addresses of the machine with the given index.
 	Address func(networkID, hostPart, index uint32) root.Address
@@ -54,6 +55,9 @@ func New(d Deps) *Control {
 	if d.Now == nil {
 		d.Now = time.Now
 	}
+	if d.Journal == nil {
+		d.Journal = discardLog{}
+	}
 	m := &Machines{Deps: d, addresses: &addresses{}}
 	return &Control{
 		Orgs:     &Orgs{Deps: d},
@@ -75,8 +79,10 @@ type Agent interface {
 	Launch(ctx context.Context, m *root.Machine) (rev int64, err error)
 	// Replace brings m's machine to the version in m.Spec. commit writes that
 	// spec to the store; it is called once everything that can be checked
-	// before has succeeded, or not at all.
-	Replace(ctx context.Context, m *root.Machine, commit func(context.Context) (int64, error)) (rev int64, err error)
+	// before has succeeded, or not at all. A version that comes up beside the
+	// one that serves has to be ready, its checks passing, within ready; zero
+	// is the agent's default.
+	Replace(ctx context.Context, m *root.Machine, ready time.Duration, commit func(context.Context) (int64, error)) (rev int64, err error)
 	Start(ctx context.Context, id root.MachineID, o orders.Start) (rev int64, err error)
 	Stop(ctx context.Context, id root.MachineID, o orders.Stop) (rev int64, err error)
 	Restart(ctx context.Context, id root.MachineID, o orders.Stop) (rev int64, err error)
