@@ -30,7 +30,7 @@ var arrows = map[string][]string{
 	"/cmd/roost":  {"cli", "supervisor", "controlplane", "edge", "builder", "config"},
 
 	"supervisor":   {"config", "orders", "runtime/...", "network", "machinelog"},
-	"controlplane": {"config", "orders", "etcd", "state", "catalog/...", "control", "placement", "auth", "api/...", "wire", "agent", "image", "registry", "network", "machinelog", "builder", "/machines"},
+	"controlplane": {"config", "orders", "etcd", "state", "catalog/...", "control", "placement", "auth", "api/...", "wire", "agent", "image", "registry", "network", "machinelog", "builder", "seal", "/machines"},
 	"edge":         {"config", "orders", "catalog/...", "proxy/...", "health", "nameserver", "network"},
 
 	"atomicfile": {},
@@ -45,7 +45,8 @@ var arrows = map[string][]string{
 	"catalog":       {},
 	"catalog/feed":  {"catalog"},
 
-	"control":   {"state", "catalog", "placement", "auth", "orders"},
+	"seal":      {},
+	"control":   {"state", "catalog", "placement", "auth", "orders", "seal"},
 	"placement": {},
 	"auth":      {},
 	"wire":      {"/machines"},

@@ -91,7 +91,28 @@ func (s *Store) UpdateApp(ctx context.Context, a root.App) (int64, error) {
 	return rev, wrap("update app "+string(a.Name), err)
 }
 
-// DeleteApp forgets an app and its tombstones; kind Precondition while it has
+// EditApp changes an app's record, whatever else of it changes at the same
+// time; kind NotFound. f may run several times and gets a value of its own; its
+// error ends the edit.
+func (s *Store) EditApp(ctx context.Context, name root.AppName, f func(*root.App) error) (int64, error) {
+	return attempt(ctx, "edit app "+string(name), func() (int64, error) {
+		a, rev, err := s.app(ctx, name)
+		if err != nil {
+			return 0, err
+		}
+		before := encode(fromApp(a))
+		if err := f(&a); err != nil {
+			return 0, err
+		}
+		after := encode(fromApp(a))
+		if after == before {
+			return rev, nil
+		}
+		return s.commit(ctx, []condition{unchanged(appKey(name), rev)}, clientv3.OpPut(appKey(name), after))
+	})
+}
+
+// DeleteApp forgets an app, its secrets and its tombstones; kind Precondition while it has
 // machines, NotFound when there is no such app.
 func (s *Store) DeleteApp(ctx context.Context, name root.AppName) (int64, error) {
 	what := "delete app " + string(name)
@@ -99,7 +120,8 @@ func (s *Store) DeleteApp(ctx context.Context, name root.AppName) (int64, error)
 		If(present(appKey(name)).cmp,
 			// Holds for every key under the prefix only if there is none.
 			clientv3.Compare(clientv3.CreateRevision(namesUnder(name)).WithPrefix(), "=", 0)).
-		Then(clientv3.OpDelete(appKey(name)), clientv3.OpDelete(gravesUnder(name), clientv3.WithPrefix())).
+		Then(clientv3.OpDelete(appKey(name)), clientv3.OpDelete(gravesUnder(name), clientv3.WithPrefix()),
+			clientv3.OpDelete(secretsUnder(name), clientv3.WithPrefix())).
 		Else(clientv3.OpGet(appKey(name), clientv3.WithCountOnly())).
 		Commit()
 	if err != nil {

@@ -19,6 +19,7 @@
 //	names/<app>/<machine name>       the machine's id; keeps names unique in an app
 //	addresses/<host>/<index>         the machine's id; keeps address indexes unique on a host
 //	tombstones/<app>/<id>            a machine that was; goes after an hour, and beyond 100 in an app
+//	secrets/<app>/<version>          all of an app's secrets, sealed; the app's record says which version holds
 //	tokens/<SHA-256, hex>            a token
 //	meta/<key>                       small values of the cluster, raw bytes
 //

@@ -21,6 +21,7 @@ const (
 	leaseVersion   = 1
 	tokenVersion   = 1
 	graveVersion   = 1
+	secretsVersion = 1
 )
 
 // versioned is the beginning of every record.

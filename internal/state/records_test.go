@@ -104,6 +104,19 @@ var kinds = []struct {
 			fill(&testing.T{}, reflect.ValueOf(&full).Elem(), &n)
 			return r.root(full.Hash), err // the hash is the key
 		}},
+	{"secrets", secretsVersion, func(t *testing.T) any {
+		set := filled[root.SecretSet](t)
+		for i := range set.Secrets {
+			set.Secrets[i].Staged = false // reads fill it in
+		}
+		return set
+	},
+		func(v any) string { return encode(fromSecrets(v.(root.SecretSet))) },
+		func(d []byte) (any, error) {
+			var r secretsRecord
+			err := decode(d, secretsVersion, &r)
+			return r.root(), err
+		}},
 	{"lease", leaseVersion, func(t *testing.T) any { return filled[root.Lease](t) },
 		func(v any) string { return encode(fromLease(v.(root.Lease))) },
 		func(d []byte) (any, error) {
