@@ -87,6 +87,7 @@ var arrows = map[string][]string{
 	"client":          {"/machines"},
 	"cli":             {"cli/term", "client", "/machines", "config", "doctor"},
 	"cli/term":        {},
+	"/examples/django": {},
 	"/examples/store": {"/serverless", "/machines"},
 	"/e2e/instance":   {"/machines"},
 	"/e2e/story":      {"/e2e/instance", "/machines"},
