@@ -38,6 +38,10 @@ type Route struct {
 	Paths   []string
 	Methods []string // none: all
 	Group   string
+	// Shared says that the group is one of the app's ordinary ones, too: its
+	// machines also take requests that no route matches. Without it they are
+	// kept for the routes.
+	Shared bool
 }
 
 // Network is a private network. Its id is never used again, not even after

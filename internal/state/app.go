@@ -112,7 +112,7 @@ func (s *Store) EditApp(ctx context.Context, name root.AppName, f func(*root.App
 	})
 }
 
-// DeleteApp forgets an app, its secrets and its tombstones; kind Precondition while it has
+// DeleteApp forgets an app, its secrets, releases and tombstones; kind Precondition while it has
 // machines, NotFound when there is no such app.
 func (s *Store) DeleteApp(ctx context.Context, name root.AppName) (int64, error) {
 	what := "delete app " + string(name)
@@ -121,7 +121,8 @@ func (s *Store) DeleteApp(ctx context.Context, name root.AppName) (int64, error)
 			// Holds for every key under the prefix only if there is none.
 			clientv3.Compare(clientv3.CreateRevision(namesUnder(name)).WithPrefix(), "=", 0)).
 		Then(clientv3.OpDelete(appKey(name)), clientv3.OpDelete(gravesUnder(name), clientv3.WithPrefix()),
-			clientv3.OpDelete(secretsUnder(name), clientv3.WithPrefix())).
+			clientv3.OpDelete(secretsUnder(name), clientv3.WithPrefix()),
+			clientv3.OpDelete(releasesUnder(name), clientv3.WithPrefix()), clientv3.OpDelete(rolloutUnder(name), clientv3.WithPrefix())).
 		Else(clientv3.OpGet(appKey(name), clientv3.WithCountOnly())).
 		Commit()
 	if err != nil {

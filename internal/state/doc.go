@@ -20,6 +20,13 @@
 //	addresses/<host>/<index>         the machine's id; keeps address indexes unique on a host
 //	tombstones/<app>/<id>            a machine that was; goes after an hour, and beyond 100 in an app
 //	secrets/<app>/<version>          all of an app's secrets, sealed; the app's record says which version holds
+//	releases/<app>/<version>/record       what a release is; the version in eight digits
+//	releases/<app>/<version>/progress     how far it has come
+//	releases/<app>/<version>/events/<id>  what happened in its rollout, in order of the ids
+//	rollouts/<app>/journal           the rollout under way: one an app
+//	rollouts/<app>/owner             the host that carries it out; goes when that dies
+//	rollouts/<app>/cancel            who asked for its end
+//	rollouts/<app>/before/<machine>  what a machine was before the rollout changed it
 //	tokens/<SHA-256, hex>            a token
 //	meta/<key>                       small values of the cluster, raw bytes
 //

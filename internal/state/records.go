@@ -22,6 +22,11 @@ const (
 	tokenVersion   = 1
 	graveVersion   = 1
 	secretsVersion = 1
+
+	releaseVersion      = 1
+	progressVersion     = 1
+	rolloutVersion      = 1
+	releaseEventVersion = 1
 )
 
 // versioned is the beginning of every record.
@@ -99,6 +104,7 @@ type routeRecord struct {
 	Paths   []string `json:"paths"`
 	Methods []string `json:"methods,omitempty"`
 	Group   string   `json:"group"`
+	Shared  bool     `json:"shared,omitempty"`
 }
 
 func fromApp(a root.App) appRecord {

@@ -31,6 +31,8 @@ func fill(t *testing.T, v reflect.Value, n *int) {
 		v.SetString(fmt.Sprint("s", *n))
 	case reflect.Int, reflect.Int64:
 		v.SetInt(int64(*n))
+	case reflect.Float64:
+		v.SetFloat(float64(*n))
 	case reflect.Uint8:
 		v.SetUint(uint64(*n % 251))
 	case reflect.Uint32, reflect.Uint64:
@@ -122,6 +124,38 @@ var kinds = []struct {
 		func(d []byte) (any, error) {
 			var r leaseRecord
 			err := decode(d, leaseVersion, &r)
+			return r.root(), err
+		}},
+	{"release", releaseVersion, func(t *testing.T) any {
+		r := filled[root.Release](t)
+		r.Progress = root.Progress{} // a record of its own
+		return r
+	},
+		func(v any) string { return encode(fromRelease(v.(root.Release))) },
+		func(d []byte) (any, error) {
+			var r releaseRecord
+			err := decode(d, releaseVersion, &r)
+			return r.root(), err
+		}},
+	{"progress", progressVersion, func(t *testing.T) any { return filled[root.Progress](t) },
+		func(v any) string { return encode(fromProgress(v.(root.Progress))) },
+		func(d []byte) (any, error) {
+			var r progressRecord
+			err := decode(d, progressVersion, &r)
+			return r.root(), err
+		}},
+	{"rollout", rolloutVersion, func(t *testing.T) any { return filled[root.Rollout](t) },
+		func(v any) string { return encode(fromRollout(v.(root.Rollout))) },
+		func(d []byte) (any, error) {
+			var r rolloutRecord
+			err := decode(d, rolloutVersion, &r)
+			return r.root(), err
+		}},
+	{"release_event", releaseEventVersion, func(t *testing.T) any { return filled[root.ReleaseEvent](t) },
+		func(v any) string { return encode(fromReleaseEvent(v.(root.ReleaseEvent))) },
+		func(d []byte) (any, error) {
+			var r releaseEventRecord
+			err := decode(d, releaseEventVersion, &r)
 			return r.root(), err
 		}},
 	{"status", statusVersion, func(t *testing.T) any { return filled[root.Status](t) },
