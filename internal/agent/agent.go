@@ -42,6 +42,12 @@ type Network interface {
 // Options of an Agent.
 type Options struct {
 	Config     config.Config
+// Secrets opens the values of one version of an app's secrets. They go into
+// bundles and nowhere else.
+type Secrets interface {
+	Open(ctx context.Context, app root.AppName, version int) (map[string]string, error)
+}
+
 	Host       root.HostID
 	Store      *state.Store
 	Catalog    *catalog.Catalog
@@ -51,6 +57,7 @@ type Options struct {
 	// CgroupPath is the OCI spec's cgroupsPath of a container.
 	CgroupPath func(container string) string
 	Init       string // host path of tini-static
+	Secrets    Secrets
 	LXCFS      string // lxcfs's mount point, "" none
 	// Drain returns when the edge has nothing in flight to an instance, or ctx
 	// ends. Nil: a replaced version is stopped drainGrace after the switch.

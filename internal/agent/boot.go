@@ -14,6 +14,7 @@ import (
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	root "github.com/roost-run/roost"
 	"github.com/roost-run/roost/internal/network"
@@ -204,7 +205,15 @@ func (a *Agent) fill(ctx context.Context, i *instance, n uint64, rootfs string) 
 	m := i.machine
 	c := m.Spec.Config
 	dir := a.bootDir(i.id(), n)
-	files, err := a.files(ctx, c.Files)
+	secrets, err := a.secrets(ctx, m)
+	var mounts []specs.Mount
+	var files []root.File
+	if err == nil {
+		mounts, files, err = secretFiles(dir, c.Files, secrets)
+	}
+	if err == nil {
+		files, err = a.files(ctx, files)
+	}
 	if err == nil {
 		err = bundle.WriteFiles(rootfs, files)
 	}
@@ -236,7 +245,8 @@ func (a *Agent) fill(ctx context.Context, i *instance, n uint64, rootfs string) 
 		NetNS:      a.namespace(i.id()),
 		Image:      i.image,
 		Config:     c,
-		Env:        platformEnv(m),
+		Env:        withSecrets(secrets, platformEnv(m)),
+		Mounts:     mounts,
 		APIDir:     filepath.Join(a.o.Config.MachineDir(i.id()), "fly"), // the supervisor listens there
 		ResolvConf: resolv, HostsFile: hosts,
 		Memory: c.Guest.Memory, Swap: c.Swap,

@@ -35,6 +35,8 @@ const (
 	ImagePull     Permission = "image:pull" // bring in from another registry
 	ImagePush     Permission = "image:push" // load or push one of ours
 	ImageBuild    Permission = "image:build"
+	SecretRead    Permission = "secret:read" // names and digests: no route returns a value
+	SecretWrite   Permission = "secret:write"
 	MachineCreate Permission = "machine:create"
 
 	MachineRead     Permission = "machine:read" // wait, events, versions, ps, metadata included
@@ -114,6 +116,8 @@ var table = []row{
 	{ImagePull, ofApp, writers},
 	{ImagePush, ofApp, deployers},
 	{ImageBuild, ofApp, deployers},
+	{SecretRead, ofApp, readers},
+	{SecretWrite, ofApp, writers},
 	{MachineCreate, ofApp, writers},
 
 	{MachineRead, ofMachine, everybody},

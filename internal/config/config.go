@@ -109,3 +109,6 @@ func (c *Config) LogDir(app root.AppName) string {
 
 // AdminToken is the file with the first token.
 func (c *Config) AdminToken() string { return filepath.Join(c.Data, "admin.token") }
+// SecretsKey is the file with the key that app secrets are sealed with.
+func (c *Config) SecretsKey() string { return filepath.Join(c.Data, "secrets.key") }
+

@@ -28,6 +28,7 @@ type Deps struct {
 	Store   *state.Store
 	Catalog *catalog.Catalog
 	Agent   Agent
+	Vault   *Vault // opens secrets
 	Images  ImageStore
 	Builder Builder
 	Logs    LogReader
@@ -48,6 +49,7 @@ type Control struct {
 	Images   *Images
 	Logs     *Logs
 	Hosts    *Hosts
+	Secrets  *Secrets
 }
 
 // New wires the services together.
@@ -67,6 +69,7 @@ func New(d Deps) *Control {
 		Images:   &Images{d: d},
 		Logs:     &Logs{d: d},
 		Hosts:    &Hosts{Deps: d},
+		Secrets:  &Secrets{Deps: d},
 	}
 }
 

@@ -100,10 +100,13 @@ func (s *Machines) image(ctx context.Context, ref string, r *Pinned) (root.Image
 }
 
 // pin gives spec what comes from its release, or else from the app.
-func pin(spec *root.Spec, app *root.App, r *Pinned) {
+func pin(spec *root.Spec, app *root.App, r *Pinned, skipSecrets bool) {
 	spec.Release, spec.Secrets = 0, app.Secrets
 	if r != nil {
 		spec.Release, spec.Secrets = r.Release, r.Secrets
+	}
+	if skipSecrets {
+		spec.Secrets = 0
 	}
 }
 
@@ -175,7 +178,7 @@ func (s *Machines) newMachine(a auth.Actor, app *root.App, host *root.Host, c Cr
 			Address: address, UpdatedAt: now,
 		},
 	}
-	pin(&m.Spec, app, c.Release)
+	pin(&m.Spec, app, c.Release, c.SkipSecrets)
 	if m.Name == "" {
 		m.Name = randomName()
 	}

@@ -28,6 +28,8 @@ type CreateMachine struct {
 	Region string // "", a code, an alias, or a list of them in order of preference
 	Config root.Config
 	Source []byte // the config as the client sent it
+	// SkipSecrets leaves the app's secrets out.
+	SkipSecrets bool
 	// SkipLaunch prepares the machine and leaves it stopped.
 	SkipLaunch bool
 	// SkipServiceRegistration creates it cordoned.
@@ -51,6 +53,7 @@ type UpdateMachine struct {
 	Nonce                   string
 	Config                  root.Config
 	Source                  []byte
+	SkipSecrets             bool
 	SkipLaunch              bool
 	SkipServiceRegistration bool
 	Name, Region            string // "" or the current ones: they cannot change

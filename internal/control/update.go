@@ -61,7 +61,7 @@ func (s *Machines) Update(ctx context.Context, a auth.Actor, app root.AppName, i
 		Launch: !u.SkipLaunch, Cordoned: was.Cordoned || u.SkipServiceRegistration,
 		Address: address, UpdatedAt: s.Now().UTC(),
 	}
-	pin(&next.Spec, found, u.Release)
+	pin(&next.Spec, found, u.Release, u.SkipSecrets)
 	rev, err := s.Agent.Replace(ctx, next, u.Timeout, func(ctx context.Context) (int64, error) {
 		return s.Store.UpdateSpec(ctx, id, was.Instance, next.Spec)
 	})

@@ -40,6 +40,7 @@ import (
 	"github.com/roost-run/roost/internal/ipc"
 	"github.com/roost-run/roost/internal/network"
 	"github.com/roost-run/roost/internal/orders"
+	"github.com/roost-run/roost/internal/seal"
 	"github.com/roost-run/roost/internal/state"
 )
 
@@ -140,14 +141,19 @@ func (p *process) open(ctx context.Context) error {
 		return err
 	}
 	p.closers = append(p.closers, private.Close)
+	keys, err := seal.Load(p.cfg.SecretsKey())
+	if err != nil {
+		return err
+	}
+	vault := &control.Vault{Store: p.store, Keys: keys}
 	p.agent = agent.New(agent.Options{
 		Config: p.cfg, Host: p.host, Store: p.store, Catalog: p.catalog, Supervisor: p.supervisor,
-		Images: p.images, Network: private,
+		Images: p.images, Network: private, Secrets: vault,
 		CgroupPath: func(container string) string { return "/" + p.cfg.CgroupParent() + "/" + container },
 		Init:       tini, LXCFS: mounted(filepath.Join(p.cfg.Run, "lxcfs"), lxcfs), Drain: p.drain, Log: p.log,
 	})
 	p.control = control.New(control.Deps{
-		Store: p.store, Catalog: p.catalog, Agent: p.agent, Images: imageStore{p.images},
+		Store: p.store, Catalog: p.catalog, Agent: p.agent, Vault: vault, Images: imageStore{p.images},
 		Builder: imageBuilder{p.supervisor, p.cfg.BuilderSocket()}, Logs: logReader{p.cfg}, Host: p.host,
 		Address: network.AddressFor, Log: p.log,
 	})

@@ -98,6 +98,7 @@ type launch struct {
 	LeaseTTL                int             `json:"lease_ttl"`
 	SkipLaunch              bool            `json:"skip_launch"`
 	SkipServiceRegistration bool            `json:"skip_service_registration"`
+	SkipSecrets             bool            `json:"skip_secrets"`
 	CurrentVersion          string          `json:"current_version"`
 }
 
@@ -128,7 +129,7 @@ func (h *handlers) create(w http.ResponseWriter, r *http.Request) error {
 	}
 	m, err := h.Machines.Create(r.Context(), route.Actor(r), app, control.CreateMachine{
 		Name: in.Name, Region: in.Region, Config: parsed.Config, Source: parsed.Source,
-		SkipLaunch: in.SkipLaunch, SkipServiceRegistration: in.SkipServiceRegistration, LeaseTTL: in.leaseTTL(),
+		SkipSecrets: in.SkipSecrets, SkipLaunch: in.SkipLaunch, SkipServiceRegistration: in.SkipServiceRegistration, LeaseTTL: in.leaseTTL(),
 	})
 	if err != nil {
 		return err
@@ -159,7 +160,7 @@ func (h *handlers) update(w http.ResponseWriter, r *http.Request) error {
 	}
 	m, err := h.Machines.Update(r.Context(), route.Actor(r), app, id, control.UpdateMachine{
 		CurrentVersion: in.CurrentVersion, Nonce: r.Header.Get(nonceHeader), Config: parsed.Config, Source: parsed.Source,
-		SkipLaunch: in.SkipLaunch, SkipServiceRegistration: in.SkipServiceRegistration, Name: in.Name, Region: in.Region, LeaseTTL: in.leaseTTL(),
+		SkipSecrets: in.SkipSecrets, SkipLaunch: in.SkipLaunch, SkipServiceRegistration: in.SkipServiceRegistration, Name: in.Name, Region: in.Region, LeaseTTL: in.leaseTTL(),
 	})
 	if err != nil {
 		return err

@@ -58,6 +58,7 @@ type Options struct {
 	Apps     Apps
 	Machines Machines
 	Hosts    Hosts
+	Secrets  Secrets
 	Region   root.Region // this host's
 }
 
@@ -110,6 +111,12 @@ func Routes(o Options) []route.Route {
 		{Method: http.MethodGet, Pattern: machine + "/metadata/{key}", Permission: auth.MachineRead, Handler: h.getMetadata},
 		{Method: http.MethodPost, Pattern: machine + "/metadata/{key}", Permission: auth.MachineMetadata, Handler: h.setMetadata},
 		{Method: http.MethodDelete, Pattern: machine + "/metadata/{key}", Permission: auth.MachineMetadata, Handler: h.deleteMetadata},
+
+		{Method: http.MethodGet, Pattern: app + "/secrets", Permission: auth.SecretRead, Handler: h.listSecrets},
+		{Method: http.MethodPost, Pattern: app + "/secrets", Permission: auth.SecretWrite, Handler: h.setSecrets},
+		{Method: http.MethodGet, Pattern: app + "/secrets/{name}", Permission: auth.SecretRead, Handler: h.getSecret},
+		{Method: http.MethodPost, Pattern: app + "/secrets/{name}", Permission: auth.SecretWrite, Handler: h.setSecret},
+		{Method: http.MethodDelete, Pattern: app + "/secrets/{name}", Permission: auth.SecretWrite, Handler: h.deleteSecret},
 
 		{Method: http.MethodGet, Pattern: "/v1/orgs/{org}/machines", Permission: auth.AppList, Handler: h.orgMachines},
 		{Method: http.MethodGet, Pattern: "/v1/platform/regions", Permission: auth.HostRead, Handler: h.regions},

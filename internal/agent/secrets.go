@@ -1,0 +1,75 @@
+package agent
+
+import (
+	"context"
+	"encoding/base64"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	root "github.com/roost-run/roost"
+)
+
+// secrets opens what the machine's version runs with. A version of the secrets
+// that is no more is the user's to mend, by an update of the machine.
+func (a *Agent) secrets(ctx context.Context, m *root.Machine) (map[string]string, error) {
+	version := m.Spec.Secrets
+	if version == 0 || a.o.Secrets == nil {
+		return nil, nil
+	}
+	values, err := a.o.Secrets.Open(ctx, m.App, version)
+	if root.IsKind(err, root.NotFound) {
+		return nil, root.Errorf(root.Invalid, "version %d of the app's secrets, which the machine runs with, is gone: update the machine to give it the current ones", version)
+	}
+	return values, err
+}
+
+// withSecrets is the environment that beats the config's: the app's secrets,
+// and above them what the platform itself sets.
+func withSecrets(secrets, platform map[string]string) map[string]string {
+	env := maps.Clone(secrets)
+	if env == nil {
+		return platform
+	}
+	maps.Copy(env, platform)
+	return env
+}
+
+// secretFiles makes the files of a config whose contents are secrets. They
+// never get into the root file system, which is on disk: they stand in the
+// boot's directory, as its bundle does, and are mounted where the config wants
+// them. rest are the other files.
+func secretFiles(dir string, files []root.File, secrets map[string]string) (mounts []specs.Mount, rest []root.File, err error) {
+	for n, f := range files {
+		if f.Secret == "" {
+			rest = append(rest, f)
+			continue
+		}
+		value, ok := secrets[f.Secret]
+		if !ok {
+			return nil, nil, root.Errorf(root.Invalid, "config.files[%d].secret_name: the app has no secret %s: set it with `roost secrets set`, then update the machine", n, f.Secret)
+		}
+		content, err := base64.StdEncoding.DecodeString(value)
+		if err != nil { // without err: it tells of the value
+			return nil, nil, root.Errorf(root.Invalid, "config.files[%d].secret_name: the value of secret %s is not base64: set it with `base64 -w0 FILE`", n, f.Secret)
+		}
+		mode := os.FileMode(f.Mode & 0o777)
+		if mode == 0 {
+			mode = 0o644
+		}
+		source := filepath.Join(dir, fmt.Sprintf("secret-%d", n))
+		if err := os.WriteFile(source, content, 0o600); err != nil {
+			return nil, nil, err
+		}
+		if err := os.Chmod(source, mode); err != nil { // whatever the umask
+			return nil, nil, err
+		}
+		mounts = append(mounts, specs.Mount{
+			Destination: f.GuestPath, Type: "bind", Source: source, Options: []string{"bind", "rprivate", "nosuid", "nodev"},
+		})
+	}
+	return mounts, rest, nil
+}
