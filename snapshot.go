@@ -16,6 +16,9 @@ type Snapshot struct {
 	apps     shardMap[AppName, *appEntry]
 	machines shardMap[MachineID, *Machine]
 	hosts    shardMap[HostID, *Host]
+	// names finds the app of a hostname; a wildcard stands without its star:
+	// ".example.com".
+	names shardMap[string, AppName]
 }
 
 type appEntry struct {
@@ -48,6 +51,36 @@ func (s *Snapshot) App(name AppName) *App {
 		return e.app
 	}
 	return nil
+}
+
+// AppAt returns the app that a hostname of somebody's own leads to: one that
+// has the very name, else one that has it by a wildcard. The name is in lower
+// case, without a dot at the end.
+func (s *Snapshot) AppAt(hostname string) (AppName, bool) {
+	if app := s.names.get(hostname); app != "" {
+		return app, true
+	}
+	if i := strings.IndexByte(hostname, '.'); i > 0 {
+		if app := s.names.get(hostname[i:]); app != "" {
+			return app, true
+		}
+	}
+	return "", false
+}
+
+// setNames brings the hostnames of an app from what they were to what they are.
+func (s *Snapshot) setNames(name AppName, old, now []string) {
+	if slices.Equal(old, now) {
+		return
+	}
+	for _, h := range old {
+		if key := strings.TrimPrefix(h, "*"); s.names.get(key) == name { // or it is another app's by now
+			s.names.delete(key)
+		}
+	}
+	for _, h := range now {
+		s.names.set(strings.TrimPrefix(h, "*"), name)
+	}
 }
 
 // Machines returns an app's machines in order of their ids. The slice is
@@ -88,12 +121,12 @@ func (s *Snapshot) With(revision int64, changes ...Change) *Snapshot {
 	n := *s
 	n.revision = revision
 	if len(changes) > ownFrom {
-		n.apps.own, n.machines.own, n.hosts.own = new(ownership), new(ownership), new(ownership)
+		n.apps.own, n.machines.own, n.hosts.own, n.names.own = new(ownership), new(ownership), new(ownership), new(ownership)
 	}
 	for _, c := range changes {
 		n.apply(c)
 	}
-	n.apps.own, n.machines.own, n.hosts.own = nil, nil, nil // from here on it never changes
+	n.apps.own, n.machines.own, n.hosts.own, n.names.own = nil, nil, nil, nil // from here on it never changes
 	return &n
 }
 
@@ -168,6 +201,11 @@ func (m shardMap[K, V]) shard(i int) map[K]V {
 func (s *Snapshot) apply(c Change) {
 	switch {
 	case c.App != nil:
+		var old []string
+		if app := s.App(c.App.Name); app != nil {
+			old = app.Hostnames
+		}
+		s.setNames(c.App.Name, old, c.App.Hostnames)
 		if e := s.ownEntry(c.App.Name); e != nil {
 			e.app = c.App
 		} else {
@@ -189,6 +227,9 @@ func (s *Snapshot) apply(c Change) {
 	case c.Host != nil:
 		s.hosts.set(c.Host.ID, c.Host)
 	case c.AppDeleted != "":
+		if app := s.App(c.AppDeleted); app != nil {
+			s.setNames(c.AppDeleted, app.Hostnames, nil)
+		}
 		if ms := s.Machines(c.AppDeleted); len(ms) > 0 {
 			s.apps.set(c.AppDeleted, &appEntry{machines: ms})
 		} else {

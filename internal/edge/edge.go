@@ -17,6 +17,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -25,6 +26,7 @@ import (
 	root "github.com/roost-run/roost"
 	"github.com/roost-run/roost/internal/catalog"
 	"github.com/roost-run/roost/internal/catalog/feed"
+	"github.com/roost-run/roost/internal/certs/serve"
 	"github.com/roost-run/roost/internal/config"
 	"github.com/roost-run/roost/internal/health"
 	"github.com/roost-run/roost/internal/ipc"
@@ -35,6 +37,7 @@ import (
 	"github.com/roost-run/roost/internal/proxy"
 	"github.com/roost-run/roost/internal/proxy/autostop"
 	"github.com/roost-run/roost/internal/proxy/load"
+	"github.com/roost-run/roost/internal/proxy/statics"
 )
 
 const (
@@ -72,14 +75,18 @@ type edge struct {
 	front   *front
 	stops   *autostop.Loop
 	metrics *metrics.Edge
+	certs   *serve.Server
 	synced  atomic.Bool // control's feed was there once
 }
 
 func (e *edge) run(ctx context.Context) error {
 	e.catalog = catalog.New(root.NewSnapshot())
 	e.live, e.loads = newLive(), &load.Table{}
+	e.certs = serve.New(serve.Options{Client: e.control, File: filepath.Join(e.cfg.Data, "edge-certificates.json"), Log: e.log})
+	e.certs.Load()
 	e.metrics = metrics.NewEdge(metrics.Gauges{
-		Held: func() int { return e.proxy.Held() }, Upgrades: func() int { return e.proxy.Upgrades() },
+		Certificates: e.certs.Expiry,
+		Held:         func() int { return e.proxy.Held() }, Upgrades: func() int { return e.proxy.Upgrades() },
 		Revision: func() int64 { return e.catalog.Snapshot().Revision() },
 	})
 	w := &waker{supervisor: e.orders, live: e.live, applied: e.entry, metrics: e.metrics}
@@ -94,7 +101,8 @@ func (e *edge) run(ctx context.Context) error {
 	defer closeAccess()
 	e.proxy = proxy.New(proxy.Options{
 		Domain: e.cfg.Domain, Region: e.cfg.Region, Catalog: e.catalog, Live: e.live, Waker: w, Health: e.prober, Loads: e.loads,
-		Dial: dialer.DialContext, HoldTimeout: e.cfg.HoldTimeout, HoldQueue: e.cfg.HoldQueue, SpoolDir: spool,
+		Statics: statics.New(e.cfg.View), Dial: dialer.DialContext, HoldTimeout: e.cfg.HoldTimeout, HoldQueue: e.cfg.HoldQueue, SpoolDir: spool,
+		Challenge: e.certs.HTTPChallenge, HTTPSPort: e.httpsPort(),
 		Synced: e.synced.Load, Access: access, Metrics: e.metrics, Logger: e.log,
 	})
 	e.front = newFront(e.cfg.ControlSocket(), e.catalog, e.loads, e.log)
@@ -127,6 +135,7 @@ func (e *edge) run(ctx context.Context) error {
 	defer stopHelpers(nil)
 	var g errgroup.Group
 	g.Go(func() error { return feed.Run(helpers, feedOptions) })
+	g.Go(func() error { return e.certs.Run(helpers) })
 	g.Go(func() error { return e.followCatalog(helpers) })
 	g.Go(func() error { return e.live.follow(helpers, e.orders, e.begun, e.entry) })
 	g.Go(func() error { return e.stops.Run(helpers) })
@@ -234,11 +243,11 @@ func (e *edge) serve(g *errgroup.Group, names []orders.Listener, files []*os.Fil
 		case orders.ListenDNS:
 			dns.stream = append(dns.stream, limited(l, n.Kind))
 		case orders.ListenEdge:
-			if n.TLS {
-				// Held open for the certificate work to come; nobody accepts.
-				continue
+			public := proxy.Listener{Listener: l, Port: n.Port}
+			if n.TLS || n.Port != 80 { // whether a client speaks TLS is heard; on port 80 nobody does
+				public.TLS = e.certs.Config(func(name string) root.TLSOptions { return e.proxy.TLSOptions(name, n.Port) })
 			}
-			g.Go(func() error { return ignoreClosed(e.proxy.Serve(proxy.Listener{Listener: l, Port: n.Port})) })
+			g.Go(func() error { return ignoreClosed(e.proxy.Serve(public)) })
 		case orders.ListenAPI, orders.ListenAPISock, orders.ListenInternal:
 			g.Go(func() error { return ignoreClosed(e.front.Serve(limited(l, n.Kind), string(n.Kind), "")) })
 		default:
@@ -247,6 +256,18 @@ func (e *edge) serve(g *errgroup.Group, names []orders.Listener, files []*os.Fil
 		}
 	}
 	return dns, nil
+}
+
+// httpsPort is where clients reach what stands for port 443; 0: nowhere.
+func (e *edge) httpsPort() int {
+	for _, l := range e.cfg.Listen {
+		_, port, err := net.SplitHostPort(l.Addr)
+		n, nerr := strconv.Atoi(port)
+		if err == nil && nerr == nil && (l.Port == 443 || l.Port == 0 && n == 443) {
+			return n
+		}
+	}
+	return 0
 }
 
 func ignoreClosed(err error) error {

@@ -3,6 +3,7 @@ package proxy
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -40,6 +41,7 @@ type guardedConn struct {
 	scan int    // how much of the head was looked at: ends behind a line
 	left int64  // of a body with a length
 	body chunks
+	tls  *tls.ConnectionState // below the messages; nil: none
 
 	next atomic.Int32 // what follows a request that asks for an upgrade
 }
@@ -285,6 +287,14 @@ func (c *guardedConn) refuse(why string) bool {
 }
 
 // CloseWrite passes a half-close on.
+// ReadFrom lets the kernel copy files (sendfile(2)): net/http asks for it.
+func (c *guardedConn) ReadFrom(r io.Reader) (int64, error) {
+	if f, ok := c.Conn.(io.ReaderFrom); ok {
+		return f.ReadFrom(r)
+	}
+	return io.Copy(struct{ io.Writer }{c.Conn}, r)
+}
+
 func (c *guardedConn) CloseWrite() error {
 	if cw, ok := c.Conn.(interface{ CloseWrite() error }); ok {
 		return cw.CloseWrite()

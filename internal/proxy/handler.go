@@ -20,7 +20,6 @@ import (
 	root "github.com/roost-run/roost"
 	"github.com/roost-run/roost/internal/proxy/balance"
 	"github.com/roost-run/roost/internal/proxy/replay"
-	"github.com/roost-run/roost/internal/proxy/route"
 )
 
 const (
@@ -100,12 +99,21 @@ func (p *Proxy) exchange(w http.ResponseWriter, x *exchange) *failure {
 		w.Header().Set("Connection", "close")
 		return failf(http.StatusMethodNotAllowed, "PU01", "client problem: CONNECT is for forward proxies")
 	}
-	app, ok := route.Host(r.Host, p.o.Domain)
+	if p.challenged(w, x) {
+		return nil
+	}
+	app, ok := p.find(p.o.Catalog.Snapshot(), r.Host)
 	if !ok {
 		return failf(http.StatusNotFound, "PA04", "no app answers at %s", clip(r.Host)).
-			hint("Apps answer at <app>.%s.", p.o.Domain)
+			hint("Apps answer at <app>.%s. A hostname of your own leads to an app after: roost certs add HOSTNAME -a APP", p.o.Domain)
 	}
 	x.app = app
+	if answered, f := p.onPort(w, x); answered || f != nil {
+		return f
+	}
+	if answered, f := p.static(w, x); answered || f != nil {
+		return f
+	}
 	if f := x.steer(r.Header, p.o.Region); f != nil {
 		return f
 	}
@@ -427,6 +435,9 @@ func (p *Proxy) replay(x *exchange, s *slot, resp *http.Response) *failure {
 
 // aim sets where the request goes next.
 func (x *exchange) aim(app root.AppName, wish *replay.Replay, local root.Region) {
+	if app != x.app {
+		x.unrouted = false
+	}
 	x.app = app
 	x.excluded, x.woken, x.last, x.preferredOut = nil, nil, nil, ""
 	regions, every := replay.Expand(wish.Regions)
@@ -436,6 +447,9 @@ func (x *exchange) aim(app root.AppName, wish *replay.Replay, local root.Region)
 	}
 	if wish.Elsewhere && x.src != nil {
 		x.excluded = append(x.excluded, x.src.machine.ID)
+		// Who got the request by a route and does not want it means the app's
+		// ordinary machines: others of its group would say the same.
+		x.unrouted = x.unrouted || app == x.src.machine.App
 	}
 	if wish.Transform.Path != "" {
 		x.path = wish.Transform.Path

@@ -92,7 +92,7 @@ func (p *Proxy) requestHeader(x *exchange) http.Header {
 		}
 	}
 	proto, ssl := "http", "off"
-	if r.TLS != nil {
+	if secure(r) {
 		proto, ssl = "https", "on"
 	}
 	port := strconv.Itoa(x.port)
@@ -117,6 +117,9 @@ func (p *Proxy) requestHeader(x *exchange) http.Header {
 	set("Fly-Region", string(p.o.Region))
 	set("Fly-Request-Id", x.id)
 	clientVia := strconv.Itoa(r.ProtoMajor) + "." + strconv.Itoa(r.ProtoMinor) + " " + serverName
+	if r.ProtoMajor > 1 { // has no minor version: RFC 9113, section 8.8.4
+		clientVia = strconv.Itoa(r.ProtoMajor) + " " + serverName
+	}
 	if prior := h["Via"]; len(prior) > 0 {
 		clientVia = strings.Join(prior, ", ") + ", " + clientVia
 	}
@@ -185,4 +188,5 @@ type Record struct {
 	TookMS   float64       `json:"took_ms"`
 	HeldMS   float64       `json:"held_ms,omitempty"`
 	Upgraded bool          `json:"upgraded,omitempty"`
+	Static   bool          `json:"static,omitempty"` // a file, no machine was asked
 }

@@ -11,6 +11,7 @@ package proxy
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"log/slog"
 	"net"
@@ -24,6 +25,7 @@ import (
 	"github.com/roost-run/roost/internal/metrics"
 	"github.com/roost-run/roost/internal/proxy/load"
 	"github.com/roost-run/roost/internal/proxy/route"
+	"github.com/roost-run/roost/internal/proxy/statics"
 	"github.com/roost-run/roost/internal/proxy/wake"
 )
 
@@ -59,8 +61,16 @@ type Options struct {
 	SpoolDir    string        // where bodies go that are kept and do not fit into memory
 	Synced      func() bool   // nil: always; else whether the catalog is complete
 	Access      func(*Record) // nil: no access log
-	Metrics     *metrics.Edge // nil: none
-	Logger      *slog.Logger
+	// Challenge answers what a certificate authority asks for at a host; nil,
+	// or false: the app may know.
+	Challenge func(ctx context.Context, host, token string) (string, bool)
+	// HTTPSPort is where clients reach what stands for port 443; 0: nowhere,
+	// so that nobody is sent there.
+	HTTPSPort int
+	// Statics finds the files of [[statics]]; nil: none.
+	Statics *statics.Server
+	Metrics *metrics.Edge // nil: none
+	Logger  *slog.Logger
 }
 
 // Bounds and times of the data path.
@@ -105,6 +115,8 @@ type Proxy struct {
 	closing   bool
 	serving   sync.WaitGroup
 
+	terminators sync.WaitGroup
+
 	farewell atomic.Bool  // answers tell clients to close their connection
 	open     atomic.Int64 // connections that clients may send requests on
 }
@@ -126,6 +138,9 @@ func (f wakerFunc) Wake(ctx context.Context, m *root.Machine) error { return f(c
 type Listener struct {
 	net.Listener
 	Port int
+	// TLS, if set, is how TLS is terminated for clients that speak it; they
+	// may speak HTTP/2 then.
+	TLS *tls.Config
 }
 
 // Serve serves HTTP on l until Shutdown or Close.
@@ -142,6 +157,14 @@ func (p *Proxy) Serve(l Listener) error {
 	}
 	s.Protocols = new(http.Protocols)
 	s.Protocols.SetHTTP1(true)
+	served := net.Listener(guard{l.Listener})
+	if l.TLS != nil {
+		s.Protocols.SetHTTP2(true)
+		s.HTTP2 = http2Config()
+		t := newTerminator(l.Listener, l.TLS, p.handshakeFailed)
+		served = t
+		p.terminators.Go(t.run)
+	}
 	p.mu.Lock()
 	if p.closing {
 		p.mu.Unlock()
@@ -151,7 +174,7 @@ func (p *Proxy) Serve(l Listener) error {
 	p.serving.Add(1)
 	p.mu.Unlock()
 	defer p.serving.Done()
-	err := s.Serve(guard{l.Listener})
+	err := s.Serve(served)
 	if p.farewell.Load() && errors.Is(err, net.ErrClosed) {
 		return http.ErrServerClosed
 	}
@@ -203,6 +226,7 @@ func (p *Proxy) Shutdown(ctx context.Context) error {
 		_ = l.Close() // the socket itself is the server process's
 	}
 	p.serving.Wait()
+	p.terminators.Wait()
 	p.sayFarewell(ctx)
 	var wg sync.WaitGroup
 	var mu sync.Mutex

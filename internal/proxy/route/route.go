@@ -28,6 +28,17 @@ func Host(authority, domain string) (root.AppName, bool) {
 	return name, err == nil
 }
 
+// Find returns the app that the authority of a request names: by a hostname of
+// its own, exact or wildcard, else by its place under domain.
+func Find(s *root.Snapshot, authority, domain string) (root.AppName, bool) {
+	if host, ok := stripPort(authority); ok {
+		if app, ok := s.AppAt(strings.ToLower(strings.TrimSuffix(host, "."))); ok {
+			return app, true
+		}
+	}
+	return Host(authority, domain)
+}
+
 // stripPort cuts ":port" off. An IPv6 literal stays as it is: it names no app.
 func stripPort(authority string) (host string, ok bool) {
 	i := strings.IndexByte(authority, ':')
@@ -54,32 +65,88 @@ type Table struct {
 	App      *root.App
 	Machines []*root.Machine
 
+	// Files are the app's statics, the set that counts first in front.
+	Files []FileSet
+
+	offers
+	match *matcher
+	plain *offers            // without the groups that are kept for routes; nil: all
+	group map[string]*offers // of each group that a route names
+}
+
+// offers are the targets by outside port.
+type offers struct {
 	single map[int][]Target
 	ranges []Target
 }
 
+func (o *offers) add(t Target) {
+	if t.Port.End > t.Port.Port {
+		o.ranges = append(o.ranges, t)
+	} else {
+		o.single[t.Port.Port] = append(o.single[t.Port.Port], t)
+	}
+}
+
+func newOffers() *offers { return &offers{single: make(map[int][]Target)} }
+
 // NewTable makes the table of an app. The machines are in order of their ids.
 func NewTable(app *root.App, machines []*root.Machine) *Table {
-	t := &Table{App: app, Machines: machines, single: make(map[int][]Target)}
+	t := &Table{App: app, Machines: machines, Files: fileSets(machines), offers: *newOffers(), match: newMatcher(app.Routes)}
+	if t.match != nil {
+		t.plain, t.group = newOffers(), make(map[string]*offers)
+		for _, r := range app.Routes {
+			t.group[r.Group] = newOffers()
+		}
+	}
 	for _, m := range machines {
 		for i := range m.Spec.Config.Services {
 			s := &m.Spec.Config.Services[i]
 			for _, p := range s.Ports {
-				target := Target{Machine: m, Service: s, Index: i, Port: p}
-				if p.End > p.Port {
-					t.ranges = append(t.ranges, target)
-				} else {
-					t.single[p.Port] = append(t.single[p.Port], target)
-				}
+				t.enter(Target{Machine: m, Service: s, Index: i, Port: p})
 			}
 		}
 	}
 	return t
 }
 
-// Port returns the targets of an outside port. The slice is shared: do not
-// change it.
-func (t *Table) Port(port int) []Target {
+func (t *Table) enter(target Target) {
+	t.add(target)
+	if t.match == nil {
+		return
+	}
+	group := target.Machine.Group()
+	if !t.match.reserved[group] {
+		t.plain.add(target)
+	}
+	if o := t.group[group]; o != nil {
+		o.add(target)
+	}
+}
+
+// Group returns the process group that an app's routes name for a request, ""
+// if none does. The first route that matches counts. It does not allocate.
+func (t *Table) Group(method, path string) string { return t.match.group(method, path) }
+
+// Within returns the targets of an outside port in the group that Group named.
+// With "", or where no machine of the group offers the port, these are the
+// machines of all groups but those that are kept for routes. The slice is
+// shared: do not change it.
+func (t *Table) Within(group string, port int) []Target {
+	if t.match == nil {
+		return t.Port(port)
+	}
+	if o := t.group[group]; o != nil {
+		if targets := o.Port(port); len(targets) > 0 {
+			return targets
+		}
+	}
+	return t.plain.Port(port)
+}
+
+// Port returns the targets of an outside port in all groups. The slice is
+// shared: do not change it.
+func (t *offers) Port(port int) []Target {
 	targets := t.single[port]
 	if len(t.ranges) == 0 {
 		return targets
