@@ -9,6 +9,7 @@ package client
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -112,6 +113,15 @@ func (c *Client) BuildImage(ctx context.Context, app, kind string, args map[stri
 	}
 	req.Header.Set("Content-Type", "application/x-tar")
 	return c.progress(req, progress)
+}
+
+func (c *Client) post(ctx context.Context, path string, body []byte) (*http.Request, error) {
+	req, err := c.NewRequest(ctx, http.MethodPost, path, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	return req, nil
 }
 
 func (c *Client) progress(req *http.Request, f func(Progress)) (Image, error) {

@@ -1,6 +1,9 @@
 package client
 
-import "time"
+import (
+	"encoding/json"
+	"time"
+)
 
 // Org is an organisation.
 type Org struct {
@@ -54,13 +57,17 @@ type Failure struct {
 
 // Progress is a line of a pull or a build. The last one has Image or Error.
 type Progress struct {
-	Layer string   `json:"layer,omitempty"` // pull: digest, "" for the whole
-	State string   `json:"state,omitempty"` // pull: "resolving", "downloading", "unpacking", "done"
-	Done  int64    `json:"done,omitempty"`
-	Total int64    `json:"total,omitempty"`
-	Log   *string  `json:"log,omitempty"` // build: a line of its output
-	Image *Image   `json:"image,omitempty"`
-	Error *Failure `json:"error,omitempty"`
+	Layer string  `json:"layer,omitempty"` // pull: digest, "" for the whole
+	State string  `json:"state,omitempty"` // pull: "resolving", "downloading", "unpacking", "done"
+	Done  int64   `json:"done,omitempty"`
+	Total int64   `json:"total,omitempty"`
+	Log   *string `json:"log,omitempty"` // build: a line of its output
+	// Status is a build's news as BuildKit has them: its client.SolveStatus.
+	Status json.RawMessage `json:"status,omitempty"`
+	// Upload is told by the client itself, before the build.
+	Upload *Upload  `json:"upload,omitempty"`
+	Image  *Image   `json:"image,omitempty"`
+	Error  *Failure `json:"error,omitempty"`
 }
 
 // LogLine is a line of an app's log. The last one of a stream that went wrong

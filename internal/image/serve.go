@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"time"
 
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
 	imagesapi "github.com/containerd/containerd/api/services/images/v1"
@@ -15,7 +14,6 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/proxy"
-	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/containerd/containerd/v2/pkg/protobuf"
 	"github.com/containerd/containerd/v2/plugins/services/content/contentserver"
 	"github.com/containerd/errdefs/pkg/errgrpc"
@@ -31,18 +29,25 @@ import (
 const (
 	// maxMessage is containerd's own bound for one message: a piece of a blob.
 	maxMessage = 16 << 20
-	// lentExpiry ends what a builder leased and never gave back. Longer than a build.
-	lentExpiry = 6 * time.Hour
+	// labelExpires is containerd's: on a lease, when it ends by itself.
+	labelExpires = "containerd.io/gc.expire"
+	// labelCache marks the builder's leases that have no end: its layer cache,
+	// which it prunes itself.
+	labelCache = "roost.run/cache"
+	// labelResult on an image that the builder names is the snapshot that holds
+	// its files already, so that nothing needs to be unpacked.
+	labelResult = "roost.run/snapshot"
 )
 
 // Serve lends the store to the builder: containerd's gRPC services for
-// content, snapshots, leases and images, the latter only to name images in our
-// own registry. Peers must be root. It returns when ctx ends, having cut off
-// what was in progress, or when l fails; l is closed.
+// content, snapshots, leases and images. The latter names images in our own
+// registry only; asked for an image that is not here it pulls it, so that the
+// builder needs no credentials. Peers must be root. It returns when ctx ends,
+// having cut off what was in progress, or when l fails; l is closed.
 func (s *Store) Serve(ctx context.Context, l net.Listener) error {
 	srv := grpc.NewServer(grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage), grpc.WaitForHandlers(true))
 	contentapi.RegisterContentServer(srv, contentserver.New(s.content))
-	leasesapi.RegisterLeasesServer(srv, &leaseService{lm: s.leases})
+	leasesapi.RegisterLeasesServer(srv, &leaseService{lm: s.leases, collect: s.collectGarbage})
 	snapshotsapi.RegisterSnapshotsServer(srv, &snapshotService{sn: s.snap})
 	imagesapi.RegisterImagesServer(srv, &imageService{s: s})
 	stop := context.AfterFunc(ctx, srv.Stop)
@@ -87,7 +92,8 @@ func toStatus(err error) error {
 
 type leaseService struct {
 	leasesapi.UnimplementedLeasesServer
-	lm leases.Manager
+	lm      leases.Manager
+	collect func(context.Context) error
 }
 
 func (l *leaseService) Create(ctx context.Context, r *leasesapi.CreateRequest) (*leasesapi.CreateResponse, error) {
@@ -95,8 +101,11 @@ func (l *leaseService) Create(ctx context.Context, r *leasesapi.CreateRequest) (
 	if r.ID != "" {
 		id = leases.WithID(r.ID)
 	}
-	// Swept at the next start, and some time after a builder that died.
-	lease, err := l.lm.Create(ctx, id, leases.WithLabels(r.Labels), leases.WithLabel(labelFlight, "1"), leases.WithExpiration(lentExpiry))
+	label := labelFlight // swept at the next start
+	if r.Labels[labelExpires] == "" {
+		label = labelCache
+	}
+	lease, err := l.lm.Create(ctx, id, leases.WithLabels(r.Labels), leases.WithLabel(label, "1"))
 	if err != nil {
 		return nil, toStatus(err)
 	}
@@ -107,9 +116,9 @@ func leaseToAPI(l leases.Lease) *leasesapi.Lease {
 	return &leasesapi.Lease{ID: l.ID, Labels: l.Labels, CreatedAt: protobuf.ToTimestamp(l.CreatedAt)}
 }
 
-// flight refuses leases that are not the builder's to change.
-func (l *leaseService) flight(ctx context.Context, id string) (leases.Lease, error) {
-	ls, err := l.lm.List(ctx, fmt.Sprintf("id==%q,labels.%q", id, labelFlight))
+// lent refuses leases that are not the builder's to change.
+func (l *leaseService) lent(ctx context.Context, id string) (leases.Lease, error) {
+	ls, err := l.lm.List(ctx, fmt.Sprintf("id==%q,labels.%q", id, labelFlight), fmt.Sprintf("id==%q,labels.%q", id, labelCache))
 	if err != nil {
 		return leases.Lease{}, toStatus(err)
 	}
@@ -120,11 +129,15 @@ func (l *leaseService) flight(ctx context.Context, id string) (leases.Lease, err
 }
 
 func (l *leaseService) Delete(ctx context.Context, r *leasesapi.DeleteRequest) (*emptypb.Empty, error) {
-	lease, err := l.flight(ctx, r.ID)
+	lease, err := l.lent(ctx, r.ID)
 	if err != nil {
 		return nil, err
 	}
-	return &emptypb.Empty{}, toStatus(l.lm.Delete(ctx, lease))
+	err = l.lm.Delete(ctx, lease)
+	if err == nil && r.Sync { // the builder's way to ask for what it gave up to be removed
+		err = l.collect(ctx)
+	}
+	return &emptypb.Empty{}, toStatus(err)
 }
 
 func (l *leaseService) List(ctx context.Context, r *leasesapi.ListRequest) (*leasesapi.ListResponse, error) {
@@ -140,7 +153,7 @@ func (l *leaseService) List(ctx context.Context, r *leasesapi.ListRequest) (*lea
 }
 
 func (l *leaseService) AddResource(ctx context.Context, r *leasesapi.AddResourceRequest) (*emptypb.Empty, error) {
-	lease, err := l.flight(ctx, r.ID)
+	lease, err := l.lent(ctx, r.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -149,7 +162,7 @@ func (l *leaseService) AddResource(ctx context.Context, r *leasesapi.AddResource
 }
 
 func (l *leaseService) DeleteResource(ctx context.Context, r *leasesapi.DeleteResourceRequest) (*emptypb.Empty, error) {
-	lease, err := l.flight(ctx, r.ID)
+	lease, err := l.lent(ctx, r.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -230,31 +243,3 @@ func (s *snapshotService) List(r *snapshotsapi.ListSnapshotsRequest, stream snap
 	}, r.Filters...))
 }
 
-// imageService names what a builder has written.
-type imageService struct {
-	imagesapi.UnimplementedImagesServer
-	s *Store
-}
-
-// Create checks and unpacks the image, then names it; a taken name moves.
-func (i *imageService) Create(ctx context.Context, r *imagesapi.CreateImageRequest) (*imagesapi.CreateImageResponse, error) {
-	n, err := parseRef(r.GetImage().GetName())
-	if err != nil {
-		return nil, toStatus(err)
-	}
-	if !i.s.own(n) || n.tag == "" {
-		return nil, status.Errorf(codes.InvalidArgument, "%s is not a tag in %s", n, i.s.Registry())
-	}
-	target := oci.DescriptorFromProto(r.GetImage().GetTarget())
-	m, err := i.s.manifestOf(ctx, n, target)
-	if err != nil {
-		return nil, toStatus(err)
-	}
-	if _, err := i.s.unpacked(ctx, root.Digest(m.Digest)); err != nil {
-		return nil, toStatus(err)
-	}
-	if err := i.s.name(ctx, n, target); err != nil {
-		return nil, toStatus(err)
-	}
-	return &imagesapi.CreateImageResponse{Image: r.Image}, nil
-}

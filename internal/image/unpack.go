@@ -36,7 +36,7 @@ type flight struct {
 }
 
 // Unpack makes the image's layers ready to be mounted and returns their chain
-// id. Layers that are already there cost one look-up each. Concurrent calls
+// id, or the snapshot that the builder left of them. Layers that are already there cost one look-up each. Concurrent calls
 // for one image share the work; it goes on when one of them gives up.
 func (s *Store) Unpack(ctx context.Context, d root.Digest) error {
 	_, err := s.unpacked(ctx, d)
@@ -93,7 +93,13 @@ func (s *Store) unpackLayers(ctx context.Context, d root.Digest) (digest.Digest,
 	if err != nil {
 		return "", fmt.Errorf("unpack %s: %w", d, err)
 	}
-	if info.Labels[labelSnapshot] != chain.String() {
+	has := info.Labels[labelSnapshot]
+	if has != "" && has != chain.String() { // the builder's: see adopt
+		if _, err := s.snap.Stat(ctx, has); err == nil {
+			return digest.Digest(has), nil
+		}
+	}
+	if has != chain.String() {
 		_, err = s.content.Update(ctx, content.Info{Digest: configDesc.Digest, Labels: map[string]string{labelSnapshot: chain.String()}}, "labels."+labelSnapshot)
 		if err != nil {
 			return "", fmt.Errorf("unpack %s: %w", d, err)
