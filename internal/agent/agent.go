@@ -30,6 +30,9 @@ type Images interface {
 	Unmount(ctx context.Context, key, target string) error
 	Mounted(ctx context.Context) ([]string, error)
 	Protect(ctx context.Context, owner string, digests ...root.Digest) error
+	View(ctx context.Context, d root.Digest, target string) error
+	Unview(ctx context.Context, target string) error
+	Views(ctx context.Context) (map[string]root.Digest, error)
 }
 
 // Network is what the agent needs of the private network.
@@ -39,25 +42,25 @@ type Network interface {
 	Attachments(ctx context.Context) ([]string, error)
 }
 
-// Options of an Agent.
-type Options struct {
-	Config     config.Config
 // Secrets opens the values of one version of an app's secrets. They go into
 // bundles and nowhere else.
 type Secrets interface {
 	Open(ctx context.Context, app root.AppName, version int) (map[string]string, error)
 }
 
+// Options of an Agent.
+type Options struct {
+	Config     config.Config
 	Host       root.HostID
 	Store      *state.Store
 	Catalog    *catalog.Catalog
 	Supervisor *orders.Client
 	Images     Images
 	Network    Network
+	Secrets    Secrets
 	// CgroupPath is the OCI spec's cgroupsPath of a container.
 	CgroupPath func(container string) string
 	Init       string // host path of tini-static
-	Secrets    Secrets
 	LXCFS      string // lxcfs's mount point, "" none
 	// Drain returns when the edge has nothing in flight to an instance, or ctx
 	// ends. Nil: a replaced version is stopped drainGrace after the switch.
@@ -96,6 +99,7 @@ type Agent struct {
 	ctx      context.Context                   // of Run; nil before
 	wg       sync.WaitGroup                    // every goroutine started under ctx
 
+	views  *views
 	synced chan struct{} // closed when the first sync is done
 }
 
@@ -110,6 +114,7 @@ func New(o Options) *Agent {
 		machines: map[root.MachineID]*machine{},
 		leaving:  map[root.InstanceID]chan struct{}{},
 		synced:   make(chan struct{}),
+		views:    newViews(),
 	}
 }
 
@@ -124,6 +129,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		cancel(errors.New("the agent ends"))
 		a.wg.Wait()
 	}()
+	a.wg.Go(func() { a.keepViews(ctx) })
 	delay := reconnectDelay
 	for {
 		began := time.Now()

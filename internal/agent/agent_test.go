@@ -40,7 +40,31 @@ const (
 type images struct {
 	mu        sync.Mutex
 	mounts    map[string]string
+	views     map[string]root.Digest
 	protected map[string][]root.Digest
+}
+
+func (s *images) View(_ context.Context, d root.Digest, target string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.views == nil {
+		s.views = map[string]root.Digest{}
+	}
+	s.views[target] = d
+	return nil
+}
+
+func (s *images) Unview(_ context.Context, target string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.views, target)
+	return nil
+}
+
+func (s *images) Views(context.Context) (map[string]root.Digest, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(s.views), nil
 }
 
 func (s *images) Resolve(_ context.Context, ref string) (root.Image, error) {

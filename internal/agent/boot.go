@@ -145,6 +145,9 @@ func (a *Agent) furnish(ctx context.Context, i *instance) error {
 	if err := os.MkdirAll(filepath.Dir(a.namespace(i.id())), 0o755); err != nil {
 		return err
 	}
+	if err := a.show(ctx, i.machine); err != nil {
+		return err
+	}
 	if err := a.o.Network.Attach(ctx, a.attachment(i)); err != nil {
 		return fmt.Errorf("attach %s to the network: %w", i.machine.ID, err)
 	}

@@ -367,7 +367,7 @@ func (m *machine) tidy(ctx context.Context) {
 	if m.wantSet && !m.inst.staged {
 		err = errors.Join(err, m.setUp(ctx))
 	}
-	err = errors.Join(err, m.replenish(ctx))
+	err = errors.Join(err, m.a.show(ctx, m.rec), m.replenish(ctx))
 	for len(m.used) > 0 {
 		if n := m.used[0]; n == m.inst.running || m.inst.next && n == m.inst.last { // never under a running machine, or one about to
 			m.used = m.used[1:]

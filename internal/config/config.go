@@ -6,6 +6,7 @@ package config
 
 import (
 	"path/filepath"
+	"strings"
 	"time"
 
 	root "github.com/roost-run/roost"
@@ -102,13 +103,22 @@ func (c *Config) MachineDir(id root.InstanceID) string {
 	return filepath.Join(c.Run, "machines", string(id))
 }
 
+// View is where the files of an image can be read while a machine of this host
+// serves statics from it: mounted by the control process, read by the edge.
+func (c *Config) View(d root.Digest) string {
+	return filepath.Join(c.Views(), strings.ReplaceAll(string(d), ":", "-"))
+}
+
+// Views holds all of them.
+func (c *Config) Views() string { return filepath.Join(c.Run, "views") }
+
 // LogDir holds the logs of one app's machines.
 func (c *Config) LogDir(app root.AppName) string {
 	return filepath.Join(c.Data, "logs", string(app))
 }
 
-// AdminToken is the file with the first token.
-func (c *Config) AdminToken() string { return filepath.Join(c.Data, "admin.token") }
 // SecretsKey is the file with the key that app secrets are sealed with.
 func (c *Config) SecretsKey() string { return filepath.Join(c.Data, "secrets.key") }
 
+// AdminToken is the file with the first token.
+func (c *Config) AdminToken() string { return filepath.Join(c.Data, "admin.token") }

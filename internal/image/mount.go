@@ -60,6 +60,20 @@ func (s *Store) Unview(ctx context.Context, target string) error {
 	return s.Unmount(ctx, viewKey(target), target)
 }
 
+// Views lists the targets of View that have not been unmounted, with their
+// images: after a crash also those of the process before.
+func (s *Store) Views(context.Context) (map[string]root.Digest, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	views := map[string]root.Digest{}
+	for _, m := range s.mounts {
+		if m.View {
+			views[m.Target] = m.Digest
+		}
+	}
+	return views, nil
+}
+
 func viewKey(target string) string {
 	sum := sha256.Sum256([]byte(target))
 	return viewPrefix + hex.EncodeToString(sum[:16])
@@ -139,10 +153,11 @@ func overlayMount(dir string, lower []string, view bool) (mount.Mount, error) {
 		lower = []string{empty}
 	}
 	if view {
+		// An image may contain devices: nobody gets to open them here.
 		if len(lower) == 1 {
-			return mount.Mount{Type: "bind", Source: lower[0], Options: []string{"ro", "rbind"}}, nil
+			return mount.Mount{Type: "bind", Source: lower[0], Options: []string{"ro", "nodev", "nosuid", "noexec", "rbind"}}, nil
 		}
-		return mount.Mount{Type: "overlay", Source: "overlay", Options: []string{"ro", "lowerdir=" + strings.Join(lower, ":")}}, nil
+		return mount.Mount{Type: "overlay", Source: "overlay", Options: []string{"ro", "nodev", "nosuid", "noexec", "lowerdir=" + strings.Join(lower, ":")}}, nil
 	}
 	upper, work := filepath.Join(dir, "fs"), filepath.Join(dir, "work")
 	if err := errors.Join(os.Mkdir(upper, 0o755), os.Mkdir(work, 0o711)); err != nil {

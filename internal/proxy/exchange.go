@@ -50,6 +50,7 @@ type exchange struct {
 	transforms   []replay.Transform
 	start0       time.Time      // of the last replay
 	preferredOut root.MachineID // preferred machine that was not used
+	unrouted     bool           // the app's routes do not count any more
 
 	rec Record
 }
@@ -188,7 +189,7 @@ func (p *Proxy) try(x *exchange) (*slot, outlook, *failure) {
 			return nil, outlook{}, failf(http.StatusNotFound, "PA04", "there is no app named %s here", x.app).
 				hint("Check the name, or create it with: roost app create %s", x.app)
 		}
-		targets := table.Port(x.port)
+		targets := x.targets(table)
 		buf := candidates.Get().(*[]balance.Candidate)
 		cs := (*buf)[:0]
 		var problem error
@@ -246,6 +247,29 @@ func (p *Proxy) try(x *exchange) (*slot, outlook, *failure) {
 		}
 		return nil, outlook{}, p.noCandidate(x, table, targets, problem)
 	}
+}
+
+// targets are the machines that the request may go to: those that the app's
+// routes say, unless it names one itself.
+func (x *exchange) targets(table *route.Table) []route.Target {
+	if x.want.Only {
+		return table.Port(x.port)
+	}
+	group := ""
+	if !x.unrouted {
+		group = table.Group(x.r.Method, x.r.URL.Path)
+	}
+	targets := table.Within(group, x.port)
+	if x.want.Instance == "" {
+		return targets
+	}
+	is := func(t route.Target) bool { return t.Machine.ID == x.want.Instance }
+	if all := table.Port(x.port); !slices.ContainsFunc(targets, is) {
+		if i := slices.IndexFunc(all, is); i >= 0 {
+			targets = append(targets[:len(targets):len(targets)], all[i])
+		}
+	}
+	return targets
 }
 
 // candidates are reused: one slice per decision.
@@ -341,6 +365,9 @@ func (p *Proxy) noCandidate(x *exchange, table *route.Table, targets []route.Tar
 	case len(table.Machines) == 0:
 		return failf(http.StatusServiceUnavailable, "PR03", "app %s has no machines yet", x.app).
 			hint("Start one with: roost machine run IMAGE -a %s --port %d:8080/tcp:http", x.app, x.port).retry()
+	case len(targets) == 0 && len(table.Port(x.port)) > 0:
+		return failf(http.StatusServiceUnavailable, "PR03", "all machines of app %s with port %d are kept for the requests of its serverless routes, and this is none", x.app, x.port).
+			hint("Scale up a process group that takes ordinary requests: roost scale count 1 -a %s", x.app).retry()
 	case len(targets) == 0:
 		return failf(http.StatusServiceUnavailable, "PR03", "no machine of app %s offers a service on port %d (they offer %s)", x.app, x.port, portList(table.Ports())).
 			hint("Add the port to the services of its machines.")

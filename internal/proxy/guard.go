@@ -286,7 +286,6 @@ func (c *guardedConn) refuse(why string) bool {
 	return true
 }
 
-// CloseWrite passes a half-close on.
 // ReadFrom lets the kernel copy files (sendfile(2)): net/http asks for it.
 func (c *guardedConn) ReadFrom(r io.Reader) (int64, error) {
 	if f, ok := c.Conn.(io.ReaderFrom); ok {
@@ -295,6 +294,7 @@ func (c *guardedConn) ReadFrom(r io.Reader) (int64, error) {
 	return io.Copy(struct{ io.Writer }{c.Conn}, r)
 }
 
+// CloseWrite passes a half-close on.
 func (c *guardedConn) CloseWrite() error {
 	if cw, ok := c.Conn.(interface{ CloseWrite() error }); ok {
 		return cw.CloseWrite()

@@ -23,6 +23,12 @@ const (
 	graveVersion   = 1
 	secretsVersion = 1
 
+	hostnameVersion = 1
+	uploadVersion   = 1
+	attemptVersion  = 1
+	acmeVersion     = 1
+	lockVersion     = 1
+
 	releaseVersion      = 1
 	progressVersion     = 1
 	rolloutVersion      = 1
