@@ -2,10 +2,20 @@
 // that gating goes on while the control process is away; what happens next is
 // for others to decide.
 //
-// So far it knows readiness: from the start of a machine until the first
+// A Prober knows readiness: from the start of a machine until the first
 // accepted TCP connection a port is probed, at first every few milliseconds,
 // then less and less often. When that takes long it looks into the machine and
 // says what is wrong there. One goroutine per port that is not ready yet.
+//
+// A Checker makes the checks that machines are configured with, from the start
+// of a machine to its end, but not while it is suspended. One timer per check,
+// and one goroutine per probe under way.
+//
+//	           +------- pass -------+
+//	           v                    |
+//	none --> passing --- fail --> critical
+//	  |                             ^
+//	  +---- fail, after grace ------+
 package health
 
 import (
