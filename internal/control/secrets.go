@@ -225,7 +225,7 @@ func (s *Secrets) Deploy(ctx context.Context, a auth.Actor, app root.AppName, de
 		return nil, err
 	}
 	if s.redeployer == nil {
-		return nil, root.Errorf(root.Unimplemented, "this platform cannot make releases")
+		return nil, &root.Error{Kind: root.Precondition, Code: "no_release", Message: "the app has no release yet: deploy it first"}
 	}
 	if description == "" {
 		description = "secrets changed"

@@ -65,6 +65,7 @@ type Options struct {
 	Logs     Logs
 	Hosts    Hosts
 	Machines Machines
+	Secrets  Secrets
 	Log      *slog.Logger
 }
 
@@ -97,6 +98,8 @@ func Routes(o Options) []route.Route {
 
 		{Method: http.MethodGet, Pattern: base + "/hosts", Permission: auth.HostRead, Handler: h.listHosts},
 		{Method: http.MethodGet, Pattern: base + "/apps/{app}/logs", Permission: auth.LogRead, Handler: h.logs},
+		{Method: http.MethodGet, Pattern: base + "/apps/{app}/secrets", Permission: auth.SecretRead, Handler: h.listSecrets},
+		{Method: http.MethodPost, Pattern: base + "/apps/{app}/secrets/deploy", Permission: auth.SecretWrite, Handler: h.deploySecrets},
 		{Method: http.MethodGet, Pattern: machine + "/inspect", Permission: auth.MachineRead, Handler: h.inspect},
 		{Method: http.MethodGet, Pattern: machine + "/exec", Permission: auth.MachineExec, Handler: h.exec},
 	}
