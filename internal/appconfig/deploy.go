@@ -1,0 +1,69 @@
+package appconfig
+
+import (
+	"time"
+
+	root "github.com/roost-run/roost"
+)
+
+// The defaults of [deploy]: those of flyctl.
+const (
+	DefaultStrategy       = root.StrategyRolling
+	DefaultMaxUnavailable = 0.33
+	DefaultWaitTimeout    = 5 * time.Minute
+	DefaultReleaseTimeout = 5 * time.Minute
+	DefaultMaxConcurrent  = 8
+)
+
+// Deploy returns how the config wants to be rolled out, with defaults. The
+// first machines of a group come alone (Standby is false) unless a deploy asks
+// for two.
+func (c *Config) Deploy() (root.Deploy, error) {
+	d := root.Deploy{
+		Strategy: DefaultStrategy, MaxUnavailable: DefaultMaxUnavailable, WaitTimeout: DefaultWaitTimeout,
+		ReleaseTimeout: DefaultReleaseTimeout, Smoke: true, MaxConcurrent: DefaultMaxConcurrent,
+	}
+	r := c.Rollout
+	if r == nil {
+		return d, nil
+	}
+	if r.Strategy != "" {
+		d.Strategy = root.Strategy(r.Strategy)
+	}
+	if r.MaxUnavailable != nil {
+		d.MaxUnavailable = *r.MaxUnavailable
+	}
+	if r.WaitTimeout != nil {
+		d.WaitTimeout = time.Duration(*r.WaitTimeout)
+	}
+	if r.ReleaseTimeout != nil {
+		d.ReleaseTimeout = time.Duration(*r.ReleaseTimeout)
+	}
+	d.Webhook = r.Webhook
+	var err error
+	if d.ReleaseCommand, err = split(r.ReleaseCommand); err != nil {
+		return d, root.Errorf(root.Invalid, "deploy.release_command: %v", err)
+	}
+	if d.SeedCommand, err = split(r.SeedCommand); err != nil {
+		return d, root.Errorf(root.Invalid, "deploy.seed_command: %v", err)
+	}
+	if r.ReleaseVM != nil {
+		guest, err := r.ReleaseVM.guest()
+		if err != nil {
+			return d, root.Errorf(root.Invalid, "deploy.release_command_vm: %v", err)
+		}
+		d.ReleaseGuest = &root.Guest{CPUKind: guest.CPUKind, CPUs: guest.CPUs, Memory: root.Bytes(guest.MemoryMB) * root.MiB}
+	}
+	return d, nil
+}
+
+// Routes returns the rules of [[serverless]], in the order of the file.
+func (c *Config) Routes() []root.Route {
+	var routes []root.Route
+	for _, s := range c.Serverless {
+		if len(s.Processes) > 0 {
+			routes = append(routes, root.Route{Paths: s.Paths, Methods: s.Methods, Group: s.Processes[0]})
+		}
+	}
+	return routes
+}

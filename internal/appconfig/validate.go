@@ -1,0 +1,3 @@
+package appconfig
+
+func (c *Config) validate() Problems { return nil }
