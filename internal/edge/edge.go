@@ -72,6 +72,7 @@ type edge struct {
 	loads   *load.Table
 	proxy   *proxy.Proxy
 	prober  *health.Prober
+	checks  *checks
 	front   *front
 	stops   *autostop.Loop
 	metrics *metrics.Edge
@@ -93,6 +94,8 @@ func (e *edge) run(ctx context.Context) error {
 	dialer := &net.Dialer{}
 	e.prober = health.New(health.Options{Dial: dialer.DialContext, Inspector: w, Changed: e.probed, Logger: e.log})
 	defer e.prober.Close()
+	e.checks = e.newChecks(health.CheckerOptions{Dial: dialer.DialContext, Inspector: w, Logger: e.log})
+	defer e.checks.Close()
 	spool := filepath.Join(e.cfg.Run, "bodies")
 	if err := os.MkdirAll(spool, 0o700); err != nil {
 		return fmt.Errorf("edge: %w", err)
@@ -100,7 +103,7 @@ func (e *edge) run(ctx context.Context) error {
 	access, closeAccess := e.accessLog()
 	defer closeAccess()
 	e.proxy = proxy.New(proxy.Options{
-		Domain: e.cfg.Domain, Region: e.cfg.Region, Catalog: e.catalog, Live: e.live, Waker: w, Health: e.prober, Loads: e.loads,
+		Domain: e.cfg.Domain, Region: e.cfg.Region, Catalog: e.catalog, Live: e.live, Waker: w, Health: e.prober, Checks: e.checks.Checker, Loads: e.loads,
 		Statics: statics.New(e.cfg.View), Dial: dialer.DialContext, HoldTimeout: e.cfg.HoldTimeout, HoldQueue: e.cfg.HoldQueue, SpoolDir: spool,
 		Challenge: e.certs.HTTPChallenge, HTTPSPort: e.httpsPort(),
 		Synced: e.synced.Load, Access: access, Metrics: e.metrics, Logger: e.log,
@@ -118,6 +121,7 @@ func (e *edge) run(ctx context.Context) error {
 		Connected: func(on bool) {
 			if on {
 				e.synced.Store(true)
+				e.checks.resend()
 				e.proxy.ChangedAll()
 			}
 		},
@@ -139,6 +143,7 @@ func (e *edge) run(ctx context.Context) error {
 	g.Go(func() error { return e.followCatalog(helpers) })
 	g.Go(func() error { return e.live.follow(helpers, e.orders, e.begun, e.entry) })
 	g.Go(func() error { return e.stops.Run(helpers) })
+	g.Go(func() error { return e.checks.sender.Run(helpers) })
 	g.Go(func() error { return e.serveStatus(helpers) })
 
 	// A request that comes before the first account would be decided on old news.
@@ -281,7 +286,11 @@ func ignoreClosed(err error) error {
 func (e *edge) followCatalog(ctx context.Context) error {
 	changed, cancel := e.catalog.Subscribe()
 	defer cancel()
+	last := root.NewSnapshot()
 	for {
+		now := e.catalog.Snapshot()
+		e.checks.recorded(now.Since(last))
+		last = now
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
@@ -306,8 +315,9 @@ func (e *edge) begun(all []orders.Instance) {
 		in, _ := e.live.get(i.Instance) // may be ahead of i
 		switch in.phase {
 		case orders.PhaseStarted:
-			e.started(m)
+			e.started(m, true)
 		case orders.PhaseSuspended, orders.PhaseSuspending:
+			e.checks.Pause(i.Instance)
 			e.proxy.Suspended(m, false)
 			e.stops.Suspended(m.ID, i.Instance, in.since)
 		case orders.PhaseStopped:
@@ -329,10 +339,12 @@ func (e *edge) entry(n orders.Entry) {
 		e.front.machine(e.orders, n.Machine, n.Instance)
 	case orders.EntryStarted, orders.EntryResumed:
 		e.loads.Unit(n.Instance).Touch(n.At)
-		e.started(m)
+		e.started(m, n.Type == orders.EntryResumed)
 	case orders.EntrySuspending:
+		e.checks.Pause(n.Instance)
 		e.proxy.Suspended(m, false)
 	case orders.EntrySuspended:
+		e.checks.Pause(n.Instance)
 		e.proxy.Suspended(m, true)
 		e.stops.Suspended(n.Machine, n.Instance, n.At)
 	case orders.EntryExited, orders.EntryFailed:
@@ -346,9 +358,18 @@ func (e *edge) entry(n orders.Entry) {
 	e.proxy.Changed(n.App)
 }
 
-func (e *edge) started(m *root.Machine) {
+// started: an instance runs. Keep says that it may have done so before, so
+// that what is recorded of its checks holds.
+func (e *edge) started(m *root.Machine, keep bool) {
+	e.checks.Resume(m.Spec.Instance) // the catalog may not know this version yet
+	e.checks.began(m, keep)
 	e.proxy.Resumed(m)
 	e.stops.Started(m.ID, m.Spec.Instance)
+	e.watch(m)
+}
+
+// watch finds out when an instance's ports take connections.
+func (e *edge) watch(m *root.Machine) {
 	for i := range m.Spec.Config.Services {
 		e.prober.Watch(health.Target{Machine: m.ID, Instance: m.Spec.Instance, Address: m.Spec.Address.IPv4, Port: m.Spec.Config.Services[i].InternalPort})
 	}
@@ -356,12 +377,14 @@ func (e *edge) started(m *root.Machine) {
 
 func (e *edge) stopped(m *root.Machine) {
 	e.stops.Stopped(m.Spec.Instance)
+	e.checks.forget(m.Spec.Instance)
 	e.prober.Forget(m.Spec.Instance)
 	e.proxy.CloseIdle(m.Spec.Instance)
 }
 
 // probed passes on that a port became ready, or will not.
-func (e *edge) probed(id root.MachineID, _ root.InstanceID) {
+func (e *edge) probed(id root.MachineID, instance root.InstanceID) {
+	e.checks.Opened(instance, func(port int) bool { return e.prober.Status(instance, port).Ready })
 	if m := e.catalog.Snapshot().Machine(id); m != nil {
 		e.proxy.Changed(m.App)
 	}

@@ -29,8 +29,9 @@ type instance struct {
 	phase   orders.Phase
 	stamp   root.Stamp
 	since   time.Time
-	started time.Time // of the last boot
-	ended   string    // how it last ended by itself
+	started time.Time  // of the last boot
+	boot    root.Stamp // of its start
+	ended   string     // how it last ended by itself
 	endedAt time.Time
 }
 
@@ -90,9 +91,12 @@ func (l *live) reset(all []orders.Instance) (newest root.Stamp) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, i := range all {
-		in := &instance{machine: i.Machine, app: i.App, phase: i.Phase, stamp: i.Stamp, since: i.Since, started: i.StartedAt}
+		in := &instance{machine: i.Machine, app: i.App, phase: i.Phase, stamp: i.Stamp, since: i.Since, started: i.StartedAt, boot: i.Stamp}
 		if old := l.instances[i.Instance]; old != nil {
 			in.ended, in.endedAt = old.ended, old.endedAt
+			if !old.started.Before(i.StartedAt) {
+				in.started, in.boot = old.started, old.boot
+			}
 			if in.stamp.Before(old.stamp) {
 				in.phase, in.stamp, in.since = old.phase, old.stamp, old.since
 			}
@@ -123,10 +127,11 @@ func (l *live) apply(e orders.Entry) {
 	}
 	if phase := orders.PhaseAfter(e.Type); phase != "" && in.stamp.Before(e.Stamp) {
 		in.phase, in.stamp, in.since = phase, e.Stamp, e.At
+		if e.Type == orders.EntryStarted {
+			in.started, in.boot = e.At, e.Stamp
+		}
 	}
 	switch e.Type {
-	case orders.EntryStarted:
-		in.started = e.At
 	case orders.EntryFailed:
 		in.ended, in.endedAt = "could not start: "+e.Error, e.At
 	case orders.EntryExited:

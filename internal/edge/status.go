@@ -8,6 +8,7 @@ import (
 	"time"
 
 	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/internal/health/report"
 	"github.com/roost-run/roost/internal/ipc"
 )
 
@@ -43,6 +44,9 @@ func (e *edge) serveStatus(ctx context.Context) error {
 		id := root.InstanceID(r.PathValue("instance"))
 		c := e.loads.Unit(id).Counts()
 		return MachineLoad{Instance: id, InFlight: c.InFlight, Upgrades: c.Upgrades, Waiting: c.Waiting}, nil
+	}))
+	mux.HandleFunc(report.CandidatePattern, ipc.Handler(func(ctx context.Context, _ *http.Request, q report.Question) (report.Answer, error) {
+		return e.candidate(ctx, q.Machine)
 	}))
 	mux.Handle("GET /metrics", e.metrics.Handler())
 	s := ipc.NewServer(ipc.RequireRoot(mux))

@@ -49,7 +49,7 @@ type Gate struct {
 	State  GateState
 	Check  string    // the one that keeps it shut
 	Output string    // what that said last
-	Since  time.Time // since when it fails; zero when it was not made yet
+	Since  time.Time // since when it is known to fail; zero when it was not made yet
 }
 
 // GateState is the state of a Gate.
@@ -122,6 +122,7 @@ type set struct {
 	paused  bool
 	ctx     context.Context // of the probes since the last pause
 	cancel  context.CancelFunc
+	since   time.Time // of the start, or the end of the last pause: older results may be out of date
 	hurried time.Time // when somebody last waited for it
 	checks  []*check
 	restart string
@@ -184,7 +185,7 @@ func (c *Checker) Start(s Subject) {
 		}
 		old.stop()
 	}
-	n := &set{subject: s}
+	n := &set{subject: s, since: time.Now()}
 	n.ctx, n.cancel = context.WithCancel(c.ctx)
 	for _, k := range named {
 		e := &check{NamedCheck: k, probe: newProbe(k, s.Machine.Spec.Address.IPv4, c.o.Host(s.Machine.App), c.o.Dial)}
@@ -232,7 +233,7 @@ func (c *Checker) resume(s *set) {
 	if !s.paused || c.ctx.Err() != nil {
 		return
 	}
-	s.paused = false
+	s.paused, s.since = false, time.Now()
 	s.ctx, s.cancel = context.WithCancel(c.ctx)
 	for _, k := range s.checks {
 		k.running = false // what ran was cut off
@@ -258,13 +259,17 @@ func (c *Checker) Forget(id root.InstanceID) {
 
 // Hurry says that somebody waits for an instance to pass its checks: those
 // that do not are made soon, and often for a while.
-func (c *Checker) Hurry(id root.InstanceID) { c.hasten(id, 0, maxFirst) }
+func (c *Checker) Hurry(id root.InstanceID) { c.hasten(id, nil, maxFirst) }
 
-// Opened says that a port of an instance accepts connections now: checks of it
+// Opened says that ports of an instance accept connections now: checks of them
 // that have not passed are made at once.
-func (c *Checker) Opened(id root.InstanceID, port int) { c.hasten(id, port, minPause) }
+func (c *Checker) Opened(id root.InstanceID, open func(port int) bool) {
+	c.hasten(id, open, minPause)
+}
 
-func (c *Checker) hasten(id root.InstanceID, port int, pause time.Duration) {
+// hasten has the checks of some ports made within pause; of all with nil,
+// which means that somebody waits.
+func (c *Checker) hasten(id root.InstanceID, open func(port int) bool, pause time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s := c.sets[id]
@@ -273,14 +278,14 @@ func (c *Checker) hasten(id root.InstanceID, port int, pause time.Duration) {
 	}
 	now := time.Now()
 	was := s.hurried
-	if port == 0 {
+	if open == nil {
 		s.hurried = now
 	}
 	for _, k := range s.checks {
-		if k.status == root.CheckPassing || k.running || port != 0 && k.Port != port {
+		if k.status == root.CheckPassing || k.running || open != nil && !open(k.Port) {
 			continue
 		}
-		if port == 0 && now.Sub(was) < hurryFor && k.delay(s, now) <= pause {
+		if open == nil && now.Sub(was) < hurryFor && k.delay(s, now) <= pause {
 			continue // it is in a hurry already
 		}
 		c.schedule(s, k, max(0, pause-now.Sub(k.probed)))
@@ -306,7 +311,7 @@ func (c *Checker) Gate(m *root.Machine, service int) Gate {
 			case k.status == "" && g.State != Shut:
 				g = Gate{State: Unknown, Check: k.Name, Output: k.last.output()}
 			case k.status == root.CheckCritical && g.State != Shut:
-				g = Gate{State: Shut, Check: k.Name, Output: k.last.output(), Since: k.changed}
+				g = Gate{State: Shut, Check: k.Name, Output: k.last.output(), Since: later(k.changed, s.since)}
 			}
 		}
 		return g
@@ -325,10 +330,17 @@ func (c *Checker) Gate(m *root.Machine, service int) Gate {
 		case r.Status == "" && g.State != Shut:
 			g = Gate{State: Unknown, Check: k.Name}
 		case r.Status == root.CheckCritical && g.State != Shut:
-			g = Gate{State: Shut, Check: k.Name, Output: r.Output, Since: r.UpdatedAt}
+			g = Gate{State: Shut, Check: k.Name, Output: r.Output, Since: time.Now()}
 		}
 	}
 	return g
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 // Results returns what is known of an instance; ok is false when nothing is.

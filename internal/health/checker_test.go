@@ -133,8 +133,8 @@ func TestPortOpens(t *testing.T) {
 		time.Sleep(3 * time.Second) // probes are 300 ms apart now
 		synctest.Wait()
 		p.set(true)
-		c.Opened("01A", 1)
-		c.Opened("01A", 8080)
+		c.Opened("01A", func(int) bool { return false })
+		c.Opened("01A", func(port int) bool { return port == 8080 })
 		if took := sees(t, c, m, Open); took > minPause+2*time.Millisecond {
 			t.Errorf("the check was made %s after its port opened", took)
 		}
@@ -268,9 +268,10 @@ func TestPause(t *testing.T) {
 		p.mu.Lock()
 		p.silent = true // a frozen machine accepts and says nothing
 		p.mu.Unlock()
-		time.Sleep(9500 * time.Millisecond) // a probe may be under way now
-		c.Pause("01A")
-		p.probes()
+		for len(p.probes()) == 0 {
+			time.Sleep(10 * time.Millisecond)
+		}
+		c.Pause("01A") // with a probe under way
 		time.Sleep(time.Hour)
 		if n := len(p.probes()); n != 0 {
 			t.Errorf("%d probes of a suspended machine", n)

@@ -300,19 +300,12 @@ func (p *Proxy) candidate(x *exchange, t route.Target) (balance.Candidate, error
 			c.Readiness = balance.Coming
 			return c, nil
 		}
-		st := p.o.Health.Status(m.Spec.Instance, t.Service.InternalPort)
-		switch {
-		case st.Ready:
-			c.Readiness = balance.Ready
-		case st.Problem != nil:
-			c.Readiness = balance.Broken
-			return c, st.Problem
-		default:
-			c.Readiness = balance.Coming
-			p.o.Health.Watch(probeTarget(t))
-		}
+		return p.running(c, t)
 	case root.StateSuspended, root.StateSuspending:
 		c.Readiness = balance.Frozen
+		if p.gate(t).State != health.Open {
+			c.Readiness = balance.Asleep // it has to pass its checks first
+		}
 		if parked {
 			c.Readiness = balance.Coming
 		}
@@ -334,6 +327,66 @@ func (p *Proxy) candidate(x *exchange, t route.Target) (balance.Candidate, error
 		return c, root.Errorf(root.Unavailable, "machine %s failed: %s", m.ID, orText(m.Status.Message, "it did not start"))
 	}
 	return c, nil
+}
+
+// running reads how far a target that runs is from answering.
+func (p *Proxy) running(c balance.Candidate, t route.Target) (balance.Candidate, error) {
+	id := t.Machine.Spec.Instance
+	st, gate := p.o.Health.Status(id, t.Service.InternalPort), p.gate(t)
+	if !st.Ready && st.Problem == nil {
+		p.o.Health.Watch(probeTarget(t))
+	}
+	if gate.State != health.Open {
+		p.o.Checks.Hurry(id)
+	}
+	switch {
+	case st.Problem != nil:
+		c.Readiness = balance.Broken
+		return c, st.Problem
+	case gate.State == health.Shut && time.Since(gate.Since) > p.o.HoldTimeout:
+		// Waiting as long as a request may has not helped those that came before.
+		c.Readiness = balance.Broken
+		return c, &unhealthy{t.Machine, gate}
+	case gate.State == health.Shut:
+		c.Readiness = balance.Sick
+	case !st.Ready || gate.State == health.Unknown:
+		c.Readiness = balance.Coming
+	default:
+		c.Readiness = balance.Ready
+	}
+	return c, nil
+}
+
+// gate says whether a target passes its checks.
+func (p *Proxy) gate(t route.Target) health.Gate {
+	if p.o.Checks == nil {
+		return health.Gate{}
+	}
+	return p.o.Checks.Gate(t.Machine, t.Index)
+}
+
+// unhealthy says that a machine does not pass a check.
+type unhealthy struct {
+	machine *root.Machine
+	gate    health.Gate
+}
+
+func (u *unhealthy) Error() string { return u.failure().Message }
+
+// failure is the answer to a request that only this machine could have taken.
+func (u *unhealthy) failure() *failure {
+	said, hint, _ := strings.Cut(u.gate.Output, "\n")
+	text := fmt.Sprintf("machine %s has not passed its check %s yet", u.machine.ID, u.gate.Check)
+	if u.gate.State == health.Shut {
+		text = fmt.Sprintf("machine %s fails its check %s", u.machine.ID, u.gate.Check)
+	}
+	if said != "" {
+		text += ": " + said
+	}
+	if hint == "" {
+		hint = "See its log with: roost logs -a " + string(u.machine.App)
+	}
+	return failf(http.StatusServiceUnavailable, "PR01", "%s", text).hint("%s", hint).retry()
 }
 
 // maxWakes is how often one request starts a machine that ends before it answers.
@@ -375,6 +428,9 @@ func (p *Proxy) noCandidate(x *exchange, table *route.Table, targets []route.Tar
 		return failf(http.StatusServiceUnavailable, "PR03", "machine %s wants the request to be answered elsewhere, but no other machine of app %s can take it", x.src.machine.ID, x.app).
 			hint("Start a second machine, or one with autostart, that answers what this one does not.").retry()
 	case problem != nil:
+		if u, ok := errors.AsType[*unhealthy](problem); ok {
+			return u.failure()
+		}
 		code, status := "PR03", http.StatusServiceUnavailable
 		if root.KindOf(problem) == root.Unavailable && strings.Contains(problem.Error(), "listens on") {
 			code, status = "PC01", http.StatusBadGateway
@@ -474,6 +530,11 @@ func (p *Proxy) overdue(x *exchange, err error) *failure {
 	}
 	port := x.waitingFor.Service.InternalPort
 	st := p.o.Health.Status(m.Spec.Instance, port)
+	if gate := p.gate(x.waitingFor); gate.State == health.Shut || gate.State != health.Open && st.Ready {
+		f := (&unhealthy{m, gate}).failure()
+		f.Message += fmt.Sprintf(" (waited %s)", waited)
+		return f
+	}
 	text := fmt.Sprintf("machine %s did not answer on port %d within %s", m.ID, port, waited)
 	if st.Listens != nil {
 		text += ": " + health.Explain(m.ID, port, st.Listens)

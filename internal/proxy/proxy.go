@@ -54,6 +54,7 @@ type Options struct {
 	Live        Live
 	Waker       Waker
 	Health      *health.Prober
+	Checks      *health.Checker // nil: none are made
 	Loads       *load.Table
 	Dial        func(ctx context.Context, network, addr string) (net.Conn, error)
 	HoldTimeout time.Duration // how long a request waits for a machine

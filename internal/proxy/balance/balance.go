@@ -18,7 +18,8 @@ const (
 	Frozen                  // suspended: takes the request at once, then wakes
 	Coming                  // on its way: being created or started, or not answering yet
 	Ready                   // answers
-	Broken                  // runs and will not answer as it is: see Candidate.Problem
+	Broken                  // runs and will not answer as it is
+	Sick                    // runs and fails its checks: the last to be waited for
 )
 
 // Candidate is a machine that offers the service.
@@ -93,6 +94,7 @@ func decide(cs []Candidate, from, to int, w Want, random func(int) int) Decision
 	ready := pick{index: -1, random: random}  // answers now
 	coming := pick{index: -1, random: random} // waited for
 	asleep := pick{index: -1, random: random}
+	sick := -1
 	waiting := false // a candidate is full, or broken and may recover
 	for i := from; i < to; i++ {
 		c := &cs[i]
@@ -118,6 +120,11 @@ func decide(cs []Candidate, from, to int, w Want, random func(int) int) Decision
 			waiting = true
 			if !c.full() {
 				coming.offer(i, tier, class, c.Load)
+			}
+		case Sick:
+			waiting = true
+			if sick < 0 {
+				sick = i
 			}
 		case Asleep, Frozen:
 			if !c.Autostart {
@@ -153,7 +160,7 @@ func decide(cs []Candidate, from, to int, w Want, random func(int) int) Decision
 			d.Step = Send
 		}
 	case waiting:
-		d.Step = Wait
+		d.Step, d.Index = Wait, sick
 	}
 	return d
 }

@@ -69,6 +69,12 @@ func TestDecide(t *testing.T) {
 		{"a coming one above soft if there is no other", []Candidate{c("a", Coming, 15)}, Want{}, Wait, "a", ""},
 		{"broken ones are not waited for", []Candidate{c("a", Broken, 0), c("b", Off, 0)}, Want{}, Fail, "", ""},
 
+		{"a sick one gets nothing", []Candidate{c("a", Sick, 0), c("b", Ready, 15)}, Want{}, Send, "b", ""},
+		{"another is woken rather than a sick one waited for", []Candidate{c("a", Sick, 0), c("b", Asleep, 0)}, Want{}, Wait, "b", "b"},
+		{"a coming one is waited for before a sick one", []Candidate{c("a", Sick, 0), c("b", Coming, 0)}, Want{}, Wait, "b", ""},
+		{"sick ones are waited for if there is no other", []Candidate{c("a", Broken, 0), c("b", Sick, 0)}, Want{}, Wait, "b", ""},
+		{"force a sick instance", []Candidate{c("a", Ready, 0), c("b", Sick, 0)}, Want{Instance: "b", Only: true}, Wait, "b", ""},
+
 		{"excluded", []Candidate{c("a", Ready, 0), c("b", Ready, 9)}, Want{Exclude: exclude("a")}, Send, "b", ""},
 		{"only one, excluded", []Candidate{c("a", Ready, 0)}, Want{Exclude: exclude("a")}, Fail, "", ""},
 		{"prefer an instance", []Candidate{c("a", Ready, 0), c("b", Ready, 15)}, Want{Instance: "b"}, Send, "b", ""},

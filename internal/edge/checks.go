@@ -1,0 +1,142 @@
+package edge
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/internal/health"
+	"github.com/roost-run/roost/internal/health/report"
+)
+
+// checks has the checks of the machines on this host made, and tells who
+// routes, who waits and who records.
+type checks struct {
+	*health.Checker
+	live    *live
+	changed func(root.MachineID, root.InstanceID) // for the proxy
+	sender  *report.Sender
+
+	mu      sync.Mutex
+	waiting map[root.InstanceID]chan struct{} // closed at the next change
+}
+
+func (e *edge) newChecks(o health.CheckerOptions) *checks {
+	c := &checks{live: e.live, changed: e.probed, waiting: make(map[root.InstanceID]chan struct{})}
+	o.Host = func(app root.AppName) string { return string(app) + "." + e.cfg.Domain }
+	o.Changed = c.tell
+	c.Checker = health.NewChecker(o)
+	c.sender = report.New(e.control, c.report)
+	return c
+}
+
+func (c *checks) report(id root.InstanceID) (report.Report, bool) {
+	r, ok := c.Results(id)
+	return report.Report(r), ok
+}
+
+// tell passes on that results changed.
+func (c *checks) tell(m root.MachineID, id root.InstanceID) {
+	c.sender.Changed(id)
+	c.changed(m, id)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if w := c.waiting[id]; w != nil {
+		close(w)
+		delete(c.waiting, id)
+	}
+}
+
+// began: an instance runs. Resumed ones, and those from before this edge, keep
+// the results that are recorded of them.
+func (c *checks) began(m *root.Machine, keep bool) {
+	in, ok := c.live.get(m.Spec.Instance)
+	if !ok {
+		return
+	}
+	s := health.Subject{Machine: m, Boot: in.boot, Started: in.started}
+	if keep && m.Status.Instance == m.Spec.Instance {
+		for _, r := range m.Status.Checks {
+			if !r.UpdatedAt.Before(in.started) {
+				s.Known = append(s.Known, r)
+			}
+		}
+	}
+	c.Start(s)
+}
+
+// recorded: the catalog has news of machines. One that came up before its
+// record was here is checked from now on.
+func (c *checks) recorded(changes []root.Change) {
+	for _, change := range changes {
+		m := change.Machine
+		if m == nil {
+			continue
+		}
+		if in, ok := c.live.get(m.Spec.Instance); ok && in.phase.State() == root.StateStarted {
+			c.began(m, true)
+		}
+	}
+}
+
+// candidate answers an agent about a version that does not serve yet: its
+// checks are made from now on, and its ports watched, so that it can take
+// requests the moment it does.
+func (e *edge) candidate(ctx context.Context, m *root.Machine) (report.Answer, error) {
+	if m == nil {
+		return report.Answer{}, root.Errorf(root.Invalid, "no machine")
+	}
+	deadline := time.NewTimer(report.Wait)
+	defer deadline.Stop()
+	id := m.Spec.Instance
+	for {
+		news := e.checks.next(id)
+		in, ok := e.live.get(id)
+		if ok && in.phase.State() == root.StateStarted {
+			e.watch(m)
+			e.checks.began(m, false)
+		}
+		r, _ := e.checks.Results(id)
+		a := report.Answer{Passing: e.checks.Passing(id), Checks: r.Checks, Pending: e.checks.Pending(id)}
+		if a.Passing {
+			return a, nil
+		}
+		if !ok { // it is gone, or not there yet
+			defer e.checks.forget(id)
+		}
+		select {
+		case <-news:
+		case <-deadline.C:
+			return a, nil
+		case <-ctx.Done():
+			return a, context.Cause(ctx)
+		}
+	}
+}
+
+// next returns what is closed when an instance's results change.
+func (c *checks) next(id root.InstanceID) <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	w := c.waiting[id]
+	if w == nil {
+		w = make(chan struct{})
+		c.waiting[id] = w
+	}
+	return w
+}
+
+// forget: an instance's processes are gone.
+func (c *checks) forget(id root.InstanceID) {
+	c.Forget(id)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if w := c.waiting[id]; w != nil {
+		close(w)
+		delete(c.waiting, id)
+	}
+}
+
+// resend tells a control process that has begun anew everything.
+func (c *checks) resend() { c.sender.Changed(c.All()...) }
