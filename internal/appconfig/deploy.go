@@ -1,6 +1,7 @@
 package appconfig
 
 import (
+	"slices"
 	"time"
 
 	root "github.com/roost-run/roost"
@@ -62,8 +63,15 @@ func (c *Config) Routes() []root.Route {
 	var routes []root.Route
 	for _, s := range c.Serverless {
 		if len(s.Processes) > 0 {
-			routes = append(routes, root.Route{Paths: s.Paths, Methods: s.Methods, Group: s.Processes[0]})
+			routes = append(routes, root.Route{Paths: s.Paths, Methods: s.Methods, Group: s.Processes[0], Shared: c.serves(s.Processes[0])})
 		}
 	}
 	return routes
+}
+
+// serves reports whether a service of the file is the group's, so that it
+// takes ordinary requests, too.
+func (c *Config) serves(group string) bool {
+	return c.HTTPService != nil && c.in(c.HTTPService.Processes, group) ||
+		slices.ContainsFunc(c.Services, func(s Service) bool { return c.in(s.Processes, group) })
 }

@@ -133,9 +133,6 @@ func warnings(c *machines.Config) []string {
 	for _, name := range slices.Sorted(maps.Keys(c.Checks)) {
 		bounds("config.checks."+clip(name), c.Checks[name])
 	}
-	if len(c.Statics) > 0 {
-		warn("config.statics", "such requests go to the app")
-	}
 	if c.Metrics != nil {
 		warn("config.metrics", "they are not scraped")
 	}
