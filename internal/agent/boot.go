@@ -19,6 +19,7 @@ import (
 	root "github.com/roost-run/roost"
 	"github.com/roost-run/roost/internal/network"
 	"github.com/roost-run/roost/internal/orders"
+	"github.com/roost-run/roost/internal/runtime"
 	"github.com/roost-run/roost/internal/runtime/bundle"
 )
 
@@ -254,12 +255,21 @@ func (a *Agent) fill(ctx context.Context, i *instance, n uint64, rootfs string) 
 		ResolvConf: resolv, HostsFile: hosts,
 		Memory: c.Guest.Memory, Swap: c.Swap,
 		CPUShares: bundle.Shares(c.Guest),
-		Init:      a.o.Init, LXCFS: a.o.LXCFS,
+		Init:      a.o.Init, LXCFS: a.o.LXCFS, Listener: a.swapon(),
 	})
 	if root.IsKind(err, root.Invalid) {
 		return proc, root.MessageOf(err), nil
 	}
 	return proc, "", err
+}
+
+// swapon is the socket for machines that may turn on swap: those that share
+// the host's kernel.
+func (a *Agent) swapon() string {
+	if runtime.Sandboxed(a.o.Config.Runtime) {
+		return ""
+	}
+	return a.o.Config.SwaponSocket()
 }
 
 // files fills in the contents that are another image's configuration.

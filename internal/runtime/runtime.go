@@ -12,6 +12,8 @@ package runtime
 import (
 	"context"
 	"os"
+	"path/filepath"
+	"strings"
 	"syscall"
 
 	root "github.com/roost-run/roost"
@@ -52,6 +54,13 @@ type Driver interface {
 	PIDs(id string) ([]int, error)
 	// List names the containers that exist, for adoption after a restart.
 	List(ctx context.Context) ([]Existing, error)
+}
+
+// Sandboxed reports whether an OCI runtime runs the processes in a kernel of
+// their own; the host sees the sandbox only.
+func Sandboxed(binary string) bool {
+	name := filepath.Base(binary)
+	return strings.HasPrefix(name, "runsc") || strings.HasPrefix(name, "kata")
 }
 
 // Container is what Create needs.

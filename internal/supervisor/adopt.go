@@ -237,7 +237,13 @@ func (a *slots) adoptRun(ctx context.Context, r *run) (<-chan int, error) {
 			a.log.Warn("machine output not taken over", "machine", r.boot.Machine, "err", err)
 		}
 	}
-	return a.foreign.watch(ctx, r.pid, r.procStart)
+	exited, err := a.foreign.watch(ctx, r.pid, r.procStart)
+	if err == nil {
+		if err := a.swaps.Restore(r.boot.Container, a.swapOf(r.boot, r.source), r.pid); err != nil {
+			a.log.Warn("swap that a machine had turned on is not restored", "machine", r.boot.Machine, "err", err)
+		}
+	}
+	return exited, err
 }
 
 // resettle brings an adopted run into the state that the journal says, since

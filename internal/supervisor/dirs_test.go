@@ -2,9 +2,11 @@ package supervisor
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -29,19 +31,22 @@ func TestUsersOfTheHostDoNotReachMachines(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	run := func(name string) ([]byte, error) {
+	// The reaper of this binary may be first to learn of an exit; so only the
+	// output counts.
+	run := func(name string) string {
 		cmd := exec.CommandContext(t.Context(), name)
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
-		return cmd.CombinedOutput()
+		out, err := cmd.CombinedOutput()
+		return fmt.Sprintf("%s(%v)", out, err)
 	}
-	if out, err := run(program); err == nil {
+	if out := run(program); strings.HasPrefix(out, "reached") {
 		t.Errorf("a user of the host ran a machine's program: %s", out)
 	}
 	shown := filepath.Join(cfg.Run, "shown") // the user gets as far as that
 	if err := os.WriteFile(shown, []byte("#!/bin/sh\necho reached\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := run(shown); err != nil {
-		t.Errorf("the test proves nothing: %v: %s", err, out)
+	if out := run(shown); !strings.HasPrefix(out, "reached") {
+		t.Errorf("the test proves nothing: %s", out)
 	}
 }

@@ -33,6 +33,11 @@ func TestLifeInTheJournal(t *testing.T) {
 	if diff := cmp.Diff([]orders.EntryType{"prepared", "starting", "started", "stopping", "exited"}, w.types()); diff != "" {
 		t.Errorf("journal (-want +got):\n%s", diff)
 	}
+	f, err := s.claim(t.Context()) // whoever wrote the entry has landed
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.land(f)
 	if got := s.account(); got.Phase != orders.PhaseStopped || got.Running != nil || got.Stamp != e.Stamp {
 		t.Errorf("account: got %+v, want stopped at %v", got, e.Stamp)
 	}

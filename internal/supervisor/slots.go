@@ -18,6 +18,7 @@ import (
 	"github.com/roost-run/roost/internal/ipc"
 	"github.com/roost-run/roost/internal/orders"
 	"github.com/roost-run/roost/internal/runtime"
+	"github.com/roost-run/roost/internal/runtime/swapon"
 )
 
 // wakeTimeout bounds a wake that no request waits for.
@@ -42,6 +43,7 @@ type slots struct {
 	logs         *logs
 	log          *slog.Logger
 	reclaimAfter time.Duration
+	swaps        *swapon.Server
 	onDisk       bool // reclaimed memory comes back from a disk: see hotPart
 
 	tasks       sync.WaitGroup // everything started for a slot

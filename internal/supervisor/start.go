@@ -10,6 +10,7 @@ import (
 	root "github.com/roost-run/roost"
 	"github.com/roost-run/roost/internal/orders"
 	"github.com/roost-run/roost/internal/runtime"
+	"github.com/roost-run/roost/internal/runtime/swapon"
 )
 
 const (
@@ -215,6 +216,12 @@ func (s *slot) launch(ctx context.Context, b orders.Boot) (_ *run, err error) {
 		c.Stdin, c.Stdout, c.Stderr = null, writer, writer
 	}
 	s.all.logs.platform(source, preparing(b.Command))
+	s.all.swaps.Add(b.Container, s.all.swapOf(b, source))
+	defer func() {
+		if err != nil {
+			s.all.swaps.Forget(b.Container)
+		}
+	}()
 	pid, err := s.all.driver.Create(ctx, c)
 	if err != nil {
 		return nil, err
@@ -258,6 +265,11 @@ func (s *slot) launch(ctx context.Context, b orders.Boot) (_ *run, err error) {
 		}
 	})
 	return r, nil
+}
+
+// swapOf is what is needed to answer a boot's swapon.
+func (a *slots) swapOf(b orders.Boot, source logSource) swapon.Container {
+	return swapon.Container{Dir: b.Bundle, Tell: func(line string) { a.logs.platform(source, line) }}
 }
 
 // await receives from ch; false means that ctx ended first.

@@ -51,6 +51,7 @@ func (s *slot) exited(ctx context.Context, r *run, code int) {
 	if err := s.all.driver.Delete(ctx, r.boot.Container, true); err != nil {
 		s.all.log.Error("container not deleted", "machine", s.machine, "container", r.boot.Container, "err", err)
 	}
+	s.all.swaps.Forget(r.boot.Container)
 	s.all.logs.platform(r.source, ending(exit))
 	s.mu.Lock()
 	wasMarked := s.phase == orders.PhaseSuspended || s.phase == orders.PhaseSuspending

@@ -28,6 +28,7 @@ import (
 	"github.com/roost-run/roost/internal/runtime/cgroup"
 	runcdriver "github.com/roost-run/roost/internal/runtime/runc"
 	"github.com/roost-run/roost/internal/runtime/swap"
+	"github.com/roost-run/roost/internal/runtime/swapon"
 )
 
 const (
@@ -226,6 +227,7 @@ func (s *server) openRuntime(life context.Context) (err error) {
 	}
 	s.slots = newSlots(life, *cfg, driver, s.network, s.reaper, s.log)
 	s.slots.foreign = s.children.foreign
+	s.slots.swaps = swapon.New(s.cgroups, s.log)
 	s.slots.onDisk = s.swap.Kind == swap.KindFile
 	s.slots.memory = newMemory(s.cgroups.Free, func() root.Bytes { return total })
 	return nil
@@ -234,6 +236,7 @@ func (s *server) openRuntime(life context.Context) (err error) {
 func newSlots(life context.Context, cfg config.Config, d runtime.Driver, r router, rp *reaper, log *slog.Logger) *slots {
 	return &slots{
 		ended: life.Done(), cfg: cfg, driver: d, router: r, reaper: rp, foreign: &foreign{reaper: rp, log: log}, log: log,
+		swaps:        swapon.New(nil, log),
 		reclaimAfter: cfg.Reclaim, reclaimKick: make(chan struct{}, 1),
 		byID: map[root.InstanceID]*slot{},
 		logs: &logs{dir: cfg.LogDir, budget: cfg.Logs, region: cfg.Region, log: log, open: map[root.MachineID]*logWriter{}},
@@ -262,6 +265,10 @@ func (s *server) serve(ctx, life context.Context, endLife context.CancelFunc, re
 	if err != nil {
 		return err
 	}
+	calls, err := ipc.Listen(s.cfg.SwaponSocket(), 0o600)
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
 	hs := ipc.NewServer(s.handler())
 	// Requests outlive ctx a little: an order under way is carried out.
 	requests, endRequests := context.WithCancelCause(life)
@@ -289,6 +296,7 @@ func (s *server) serve(ctx, life context.Context, endLife context.CancelFunc, re
 		s.slots.reclaimer(gctx)
 		return nil
 	})
+	g.Go(func() error { return s.slots.swaps.Serve(gctx, calls) })
 	g.Go(func() error {
 		if err := s.network.Wakes(gctx, func(iface string) { s.slots.firstPacket(life, iface) }); gctx.Err() == nil {
 			// Wakes by request go on; the operator learns of the rest.

@@ -46,6 +46,7 @@ type Spec struct {
 	CPUShares  uint64            // weight, see Shares; 0 is the kernel's default
 	Init       string            // a static tini, which becomes process 1; "" runs the command itself
 	LXCFS      string            // mount point of lxcfs; "" shows the host's /proc figures
+	Listener   string            // socket that answers swapon and swapoff, see runtime/swapon; "" refuses them
 }
 
 // Where things appear inside. InitPath cannot collide with an image's own
@@ -197,7 +198,16 @@ func (s *Spec) oci(dir string, p Process) (*specs.Spec, error) {
 		spec.Linux.Resources.CPU = &specs.LinuxCPU{Shares: new(s.CPUShares)}
 	}
 	spec.Linux.Seccomp = seccomp.DefaultProfile(spec)
+	if s.Listener != "" {
+		spec.Linux.Seccomp.ListenerPath = s.Listener
+		spec.Linux.Seccomp.Syscalls = append(spec.Linux.Seccomp.Syscalls, specs.LinuxSyscall{Names: []string{"swapon", "swapoff"}, Action: specs.ActNotify})
+	}
 	return spec, nil
+}
+
+// OwnSwap reports whether the container of a bundle may turn on swap.
+func OwnSwap(s *specs.Spec) bool {
+	return s.Linux != nil && s.Linux.Seccomp != nil && s.Linux.Seccomp.ListenerPath != ""
 }
 
 // capabilities are Docker's defaults.

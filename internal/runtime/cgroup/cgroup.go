@@ -64,7 +64,11 @@ type Parent struct {
 }
 
 // limits are what a container asked for; the kernel's may differ for a while.
-type limits struct{ memory, swap root.Bytes }
+type limits struct {
+	memory, swap root.Bytes
+	extra        root.Bytes // part of swap: what the container has turned on itself
+	swappiness   int        // of version 1, while it runs; 0 is the default
+}
 
 // hierarchy is what differs between the versions. Names are paths from the
 // root of the hierarchies; a group that does not exist gives fs.ErrNotExist.
@@ -172,6 +176,42 @@ func (p *Parent) SetMemory(id string, memory, swap root.Bytes) error {
 	return p.wrap("limit the swap of", id, p.h.allowSwap(p.Path(id), l, frozen))
 }
 
+// AddSwap lets a container use extra swap beside what SetMemory gave it, and
+// says how readily, from 0 to 200, or negative for the default; where the
+// kernel knows that only for the host it has no effect. 0 takes it back, which
+// gives EBUSY if it is in use and the memory for it is not there.
+func (p *Parent) AddSwap(id string, extra root.Bytes, swappiness int) error {
+	p.mu.Lock()
+	old, ok := p.limits[id]
+	p.mu.Unlock()
+	if !ok {
+		return root.Errorf(root.NotFound, "container %s has no limits", id)
+	}
+	l := old
+	l.swap, l.extra, l.swappiness = old.swap-old.extra+extra, extra, max(0, swappiness)
+	if swappiness == 0 {
+		l.swappiness = leastSwappiness
+	}
+	name := p.Path(id)
+	if err := p.h.limitMemory(name, l); err != nil {
+		return p.wrap("limit the swap of", id, err)
+	}
+	frozen, err := p.h.frozen(name)
+	if err == nil {
+		err = p.h.allowSwap(name, l, frozen)
+	}
+	if err != nil {
+		return p.wrap("limit the swap of", id, err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.limits[id] = l
+	return nil
+}
+
+// leastSwappiness stands for 0, which in limits is the default.
+const leastSwappiness = 1
+
 func (p *Parent) limitsOf(id string) (limits, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -250,6 +290,9 @@ func (p *Parent) Reclaim(ctx context.Context, id string, amount root.Bytes) (don
 	defer func() {
 		// A thaw may have come meanwhile, and its limits been overwritten above.
 		if frozen, ferr := p.h.frozen(name); ferr == nil && !frozen {
+			if now, ok := p.limitsOf(id); ok {
+				l = now
+			}
 			err = errors.Join(err, p.wrap("reclaim", id, p.h.allowSwap(name, l, false)))
 		}
 	}()

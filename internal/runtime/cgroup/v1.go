@@ -69,6 +69,8 @@ func (h v1) allowSwap(name string, l limits, on bool) error {
 	switch {
 	case on:
 		value = suspendedSwappiness
+	case l.swap > 0 && l.swappiness > 0:
+		value = l.swappiness
 	case l.swap > 0:
 		value = runningSwappiness
 	}

@@ -6,6 +6,7 @@ import (
 
 	root "github.com/roost-run/roost"
 	"github.com/roost-run/roost/internal/runtime/runtimetest"
+	"github.com/roost-run/roost/internal/runtime/swapon"
 )
 
 // BenchmarkStart is what a wake of a stopped machine costs in the runtime:
@@ -65,6 +66,28 @@ func BenchmarkThaw(b *testing.B) {
 		}
 	}
 	b.StopTimer()
+	if err := d.Delete(b.Context(), c.ID, true); err != nil {
+		b.Fatal(err)
+	}
+	if _, err := runtimetest.Wait(pid); err != nil {
+		b.Fatal(err)
+	}
+}
+
+// BenchmarkOwnSettings is what it adds to a start that a container may turn on
+// swap of its own.
+func BenchmarkOwnSettings(b *testing.B) {
+	d := newDriver(b)
+	c := newBundle(b, d, runtimetest.Rootfs(b, runtimetest.Payload(b)), []string{"/payload", "sleep"}, 64*root.MiB, 0)
+	pid, err := d.Create(b.Context(), c)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() { // one over the other
+		if err := swapon.OwnSettings(pid); err != nil {
+			b.Fatal(err)
+		}
+	}
 	if err := d.Delete(b.Context(), c.ID, true); err != nil {
 		b.Fatal(err)
 	}

@@ -34,6 +34,7 @@ import (
 	"github.com/roost-run/roost/internal/runtime"
 	"github.com/roost-run/roost/internal/runtime/bundle"
 	"github.com/roost-run/roost/internal/runtime/cgroup"
+	"github.com/roost-run/roost/internal/runtime/swapon"
 )
 
 const (
@@ -139,6 +140,11 @@ func (d *Driver) Create(ctx context.Context, c runtime.Container) (pid int, err 
 			return 0, err
 		}
 	}
+	if bundle.OwnSwap(spec) {
+		if err := swapon.OwnSettings(pid); err != nil {
+			return 0, fmt.Errorf("create container %s: %w", c.ID, err)
+		}
+	}
 	return pid, nil
 }
 
@@ -199,7 +205,7 @@ func (d *Driver) Signal(ctx context.Context, id string, sig syscall.Signal, all 
 		return err
 	}
 	switch {
-	case sandboxed(c.binary):
+	case runtime.Sandboxed(c.binary):
 		err = d.run(ctx, c.binary, "signal container "+id, func(r *gorunc.Runc) error {
 			return r.Kill(ctx, id, int(sig), &gorunc.KillOpts{All: all})
 		})
@@ -440,13 +446,6 @@ func (d *Driver) PIDs(id string) ([]int, error) {
 		return nil, err
 	}
 	return cg.PIDs(id)
-}
-
-// sandboxed runtimes run the processes in a kernel of their own; the host
-// sees the sandbox only.
-func sandboxed(binary string) bool {
-	name := filepath.Base(binary)
-	return strings.HasPrefix(name, "runsc") || strings.HasPrefix(name, "kata")
 }
 
 // Each runtime keeps its state in a directory named after its binary, so that

@@ -181,7 +181,7 @@ func (c *container) process(e runtime.Exec) (specs.Process, error) {
 	}
 	// As the processes inside see it, mounts included.
 	rootfs := spec.Root.Path
-	if !sandboxed(c.binary) {
+	if !runtime.Sandboxed(c.binary) {
 		rootfs = fmt.Sprintf("/proc/%d/root", c.pid)
 	}
 	u, err := bundle.LookupUser(rootfs, e.User)

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 	"unsafe"
@@ -29,6 +30,8 @@ import (
 //	size            for each line of input print the terminal's rows and columns
 //	lines N         print N numbered lines
 //	echo            copy the standard input to the standard output
+//	swap STEP...    do steps, print how each ended, print ready and wait: on:FILE,
+//	                off:FILE, write:FILE:TEXT, user:ID
 func main() {
 	if len(os.Args) < 2 {
 		fail("no verb")
@@ -107,6 +110,12 @@ func main() {
 		for i := range number(arg(1)) {
 			fmt.Println("line", i)
 		}
+	case "swap":
+		for _, step := range os.Args[2:] {
+			fmt.Println(step, swap(strings.Split(step, ":")))
+		}
+		fmt.Println("ready")
+		wait()
 	case "echo":
 		b := make([]byte, 1024)
 		for {
@@ -122,6 +131,28 @@ func main() {
 	default:
 		fail("unknown verb " + arg(0))
 	}
+}
+
+func swap(step []string) error {
+	call := func(number uintptr) error {
+		name, err := syscall.BytePtrFromString(step[1])
+		check(err)
+		if _, _, errno := syscall.Syscall(number, uintptr(unsafe.Pointer(name)), 0, 0); errno != 0 {
+			return errno
+		}
+		return nil
+	}
+	switch step[0] {
+	case "on":
+		return call(syscall.SYS_SWAPON)
+	case "off":
+		return call(syscall.SYS_SWAPOFF)
+	case "write":
+		return os.WriteFile(step[1], []byte(step[2]), 0)
+	case "user":
+		return syscall.Setresuid(number(step[1]), number(step[1]), number(step[1]))
+	}
+	return syscall.EINVAL
 }
 
 func wait() {
