@@ -41,12 +41,16 @@ type images struct {
 	mu        sync.Mutex
 	mounts    map[string]string
 	views     map[string]root.Digest
+	viewError error
 	protected map[string][]root.Digest
 }
 
 func (s *images) View(_ context.Context, d root.Digest, target string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.viewError != nil {
+		return s.viewError
+	}
 	if s.views == nil {
 		s.views = map[string]root.Digest{}
 	}

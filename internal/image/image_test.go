@@ -190,6 +190,9 @@ func TestView(t *testing.T) {
 		if keys, _ := s.Mounted(t.Context()); len(keys) != 0 {
 			t.Errorf("views are listed as mounts: %v", keys)
 		}
+		if views, _ := s.Views(t.Context()); views[target] != img.Digest {
+			t.Errorf("views: got %v, want %s at %s", views, img.Digest, target)
+		}
 		for range 2 {
 			if err := s.Unview(t.Context(), target); err != nil {
 				t.Fatal(err)
@@ -197,6 +200,9 @@ func TestView(t *testing.T) {
 		}
 		if is, _ := mountinfo.Mounted(target); is {
 			t.Error("still mounted after Unview")
+		}
+		if views, _ := s.Views(t.Context()); len(views) != 0 {
+			t.Errorf("views after Unview: got %v", views)
 		}
 	}
 }
