@@ -36,8 +36,11 @@ type Deps struct {
 	Host    root.HostID // this host
 	// Address derives the addresses of the machine with the given index.
 	Address func(networkID, hostPart, index uint32) root.Address
-	Now     func() time.Time // nil: time.Now
-	Log     *slog.Logger
+	// Drain returns when nothing is in flight to the machine's version, or ctx
+	// ends. Nil: nobody can tell.
+	Drain func(ctx context.Context, m *root.Machine) error
+	Now   func() time.Time // nil: time.Now
+	Log   *slog.Logger
 }
 
 // Control holds the services, one a noun.
@@ -50,6 +53,7 @@ type Control struct {
 	Logs     *Logs
 	Hosts    *Hosts
 	Secrets  *Secrets
+	Scale    *Scale
 }
 
 // New wires the services together.
@@ -70,6 +74,7 @@ func New(d Deps) *Control {
 		Logs:     &Logs{d: d},
 		Hosts:    &Hosts{Deps: d},
 		Secrets:  &Secrets{Deps: d},
+		Scale:    &Scale{Deps: d, machines: m, busy: map[root.AppName]bool{}},
 	}
 }
 

@@ -72,7 +72,7 @@ func (s *Secrets) markStaged(set root.SecretSet) {
 			continue
 		}
 		all = append(all, m.Spec.Secrets)
-		if m.Spec.Release > 0 {
+		if m.Managed() {
 			released = append(released, m.Spec.Secrets)
 		}
 	}
@@ -250,7 +250,14 @@ func (s *Secrets) pruneVersions(ctx context.Context, app root.AppName) error {
 	if err != nil || len(versions) <= keptVersions {
 		return err
 	}
+	releases, err := s.Store.Releases(ctx, app)
+	if err != nil {
+		return err
+	}
 	needed := map[int]bool{}
+	for _, r := range releases {
+		needed[r.Secrets] = true
+	}
 	for _, m := range s.Catalog.Snapshot().Machines(app) {
 		needed[m.Spec.Secrets] = true
 	}

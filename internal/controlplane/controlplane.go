@@ -150,12 +150,12 @@ func (p *process) open(ctx context.Context) error {
 		Config: p.cfg, Host: p.host, Store: p.store, Catalog: p.catalog, Supervisor: p.supervisor,
 		Images: p.images, Network: private, Secrets: vault,
 		CgroupPath: func(container string) string { return "/" + p.cfg.CgroupParent() + "/" + container },
-		Init:       tini, LXCFS: mounted(filepath.Join(p.cfg.Run, "lxcfs"), lxcfs), Drain: p.drain, Log: p.log,
+		Init:       tini, LXCFS: mounted(filepath.Join(p.cfg.Run, "lxcfs"), lxcfs), Drain: p.drain, Checks: p.askEdge, Log: p.log,
 	})
 	p.control = control.New(control.Deps{
 		Store: p.store, Catalog: p.catalog, Agent: p.agent, Vault: vault, Images: imageStore{p.images},
 		Builder: imageBuilder{p.supervisor, p.cfg.BuilderSocket()}, Logs: logReader{p.cfg}, Host: p.host,
-		Address: network.AddressFor, Log: p.log,
+		Address: network.AddressFor, Drain: p.drain, Log: p.log,
 	})
 	return nil
 }
