@@ -103,6 +103,7 @@ func MessageOf(err error) string {
 // Codes that one package sets and another acts on.
 const (
 	CodeNameTaken        = "name_taken"          // of an app or an organisation
+	CodeHostnameTaken    = "hostname_taken"      // by another app
 	CodeMachineNameTaken = "machine_name_taken"  // in its app
 	CodeMachineExists    = "machine_exists"      // with that id
 	CodeAddressTaken     = "address_taken"       // on that host
@@ -110,6 +111,7 @@ const (
 	CodeLeaseHeld        = "lease_held"          // by somebody else
 	CodeReleaseRunning   = "release_in_progress" // of the same app
 	CodeNoRelease        = "no_release"          // the app has none yet
+	CodeUnhealthy        = "unhealthy"           // a new version did not pass its checks
 	CodeUnsupported      = "unsupported_field"   // known on Fly, not here
 )
 

@@ -17,6 +17,7 @@ import (
 	root "github.com/roost-run/roost"
 	"github.com/roost-run/roost/internal/catalog"
 	"github.com/roost-run/roost/internal/config"
+	"github.com/roost-run/roost/internal/health/report"
 	"github.com/roost-run/roost/internal/network"
 	"github.com/roost-run/roost/internal/orders"
 	"github.com/roost-run/roost/internal/state"
@@ -65,7 +66,11 @@ type Options struct {
 	// Drain returns when the edge has nothing in flight to an instance, or ctx
 	// ends. Nil: a replaced version is stopped drainGrace after the switch.
 	Drain func(ctx context.Context, m *root.Machine) error
-	Log   *slog.Logger
+	// Checks has the edge make a version's checks, whether or not it serves,
+	// and says after a while how they stand, or once they pass. Nil: a new
+	// version need not pass any.
+	Checks func(ctx context.Context, m *root.Machine) (report.Answer, error)
+	Log    *slog.Logger
 }
 
 // Timeouts and bounds.

@@ -42,7 +42,9 @@ type instance struct {
 	problem   string     // why boot number last cannot run
 	began     time.Time  // when the boot in use was started, as far as known
 	exit      *orders.Exit
-	failure   string // Error of the newest failed or exited entry
+	failure   string     // Error of the newest failed or exited entry
+	booted    root.Stamp // of the newest start
+	checks    checked
 }
 
 func (i *instance) id() root.InstanceID { return i.machine.Spec.Instance }
@@ -62,7 +64,10 @@ func (i *instance) note(e orders.Entry) {
 	}
 	i.stamp, i.phase = e.Stamp, p
 	i.seen = max(i.seen, e.Number)
-	if e.Type == orders.EntryStarted {
+	switch e.Type {
+	case orders.EntryStarting:
+		i.booted = e.Stamp
+	case orders.EntryStarted:
 		i.began = e.At
 	}
 	if p != orders.PhaseStopped {

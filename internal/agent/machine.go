@@ -9,6 +9,7 @@ import (
 	"time"
 
 	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/internal/health/report"
 	"github.com/roost-run/roost/internal/orders"
 )
 
@@ -39,6 +40,7 @@ type machine struct {
 	wantGone  bool   // auto_destroy is due, or an unfinished destroy
 	wantSet   bool   // what the machine needs to be started is to be made
 	wantLease bool   // the supervisor may not know of the lease
+	wantCure  string // why the machine is to be restarted, "" it is not
 	used      []uint64
 	gone      bool // the record is deleted
 
@@ -97,8 +99,9 @@ type ear struct {
 }
 
 // news is an entry of the journal or, at the end of a catch-up, the
-// supervisor's account.
+// supervisor's account, or what the edge says of checks.
 type news struct {
+	report  *report.Report
 	entry   orders.Entry
 	settle  bool
 	account *orders.Instance // with settle: nil when the supervisor has none
@@ -213,7 +216,7 @@ func (m *machine) rebuild(ctx context.Context) {
 	m.rec = rec.Clone()
 	m.st = m.rec.Status
 	m.inst, m.cand = &instance{machine: m.rec, phase: orders.PhaseStopped}, nil
-	m.dirty, m.wantStart, m.wantGone, m.used = false, "", false, nil
+	m.dirty, m.wantStart, m.wantCure, m.wantGone, m.used = false, "", "", false, nil
 	m.publish()
 	account, err := m.a.o.Supervisor.Instance(ctx, m.rec.Spec.Instance)
 	switch {
@@ -260,7 +263,11 @@ func (m *machine) publish() {
 // listen takes over what the journal told since.
 func (m *machine) listen(ctx context.Context) {
 	for _, n := range m.ear.take() {
-		if n.settle {
+		switch {
+		case n.report != nil:
+			m.heed(n.report)
+			continue
+		case n.settle:
 			m.settled(ctx, n.account)
 			continue
 		}
@@ -306,6 +313,7 @@ func (m *machine) take(ctx context.Context, e orders.Entry) {
 	case orders.EntryStarting:
 		m.policy.Stop()
 		m.wantStart = ""
+		m.unchecked(e)
 	}
 }
 
@@ -348,6 +356,9 @@ func (m *machine) tidy(ctx context.Context) {
 	}
 	if m.wantLease {
 		err = errors.Join(err, m.tellLease(ctx))
+	}
+	if m.wantCure != "" {
+		err = errors.Join(err, m.cure(ctx), m.flush(ctx))
 	}
 	if reason := m.wantStart; reason != "" && m.inst.running == 0 {
 		m.wantStart, m.wantSet = "", false

@@ -8,9 +8,11 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/internal/health/report"
 	"github.com/roost-run/roost/internal/orders"
 )
 
@@ -157,7 +159,8 @@ func (m *machine) switchOver(began time.Time, told bool) {
 	m.used, m.wantGone, m.wantStart = nil, false, ""
 	m.policy.Stop()
 	m.tries = retries{}
-	m.st.Restarts, m.st.Exit, m.st.Checks, m.st.Message = 0, nil, nil, ""
+	m.st.Restarts, m.st.Exit, m.st.Checks, m.st.Message = 0, nil, m.inst.checks.results, ""
+	m.wantCure = ""
 	if !told {
 		m.event("update", root.StateReplacing, orders.SourceUser, "")
 	}
@@ -175,11 +178,21 @@ func readyTime(c *root.Config) time.Duration {
 	return readyTimeout + grace
 }
 
-// untilReady returns when every service of i has its port open.
+// untilReady returns when every service of i has its port open and i passes the
+// checks that gate its traffic.
 func (m *machine) untilReady(ctx context.Context, i *instance, ready time.Duration) error {
 	ports := map[int]bool{}
 	for _, s := range i.machine.Spec.Config.Services {
 		ports[s.InternalPort] = true
+	}
+	passing := m.a.o.Checks == nil || !gated(&i.machine.Spec.Config)
+	answers, answer := make(chan report.Answer), report.Answer{}
+	if !passing {
+		asking, stop := context.WithCancel(ctx)
+		var asker sync.WaitGroup
+		defer asker.Wait()
+		defer stop()
+		asker.Go(func() { m.a.ask(asking, i.machine, answers) })
 	}
 	deadline := time.Now().Add(ready)
 	poll := time.NewTimer(0)
@@ -202,14 +215,24 @@ func (m *machine) untilReady(ctx context.Context, i *instance, ready time.Durati
 					}
 				}
 			}
-			if len(ports) == 0 {
-				return nil
-			}
 			pause = min(2*pause, maxReadyPoll)
 			poll.Reset(pause)
+		case answer = <-answers:
+			passing = answer.Passing
+			i.checks.results = answer.Checks
+		}
+		if len(ports) == 0 && passing {
+			return nil
 		}
 		if i.phase == orders.PhaseStopped {
-			return root.Errorf(root.Precondition, "the new version ended (%s) before it listened on port %s; the old version keeps serving. Its log says more", ending(i), portList(ports))
+			before := "before it passed its health checks"
+			if len(ports) > 0 {
+				before = "before it listened on port " + portList(ports)
+			}
+			return root.Errorf(root.Precondition, "the new version ended (%s) %s; the old version keeps serving. Its log says more", ending(i), before)
+		}
+		if time.Now().After(deadline) && len(ports) == 0 {
+			return unhealthy(answer, ready)
 		}
 		if time.Now().After(deadline) {
 			return root.Errorf(root.Precondition, "the new version did not listen on port %s within %s (%s); the old version keeps serving",

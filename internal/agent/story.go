@@ -96,7 +96,7 @@ func tell(st *root.Status, c *root.Config, r *retries, e orders.Entry, problem b
 			st.Restarts = 0
 			*r = retries{}
 		}
-		if e.Reason == reasonPolicy || e.Reason == reasonRestart {
+		if e.Reason == reasonPolicy || isRestart(e.Reason) {
 			push(st, e, "restart", root.StateStarting, orders.SourceHost)
 		}
 	case orders.EntryStarted:
@@ -118,7 +118,7 @@ func tell(st *root.Status, c *root.Config, r *retries, e orders.Entry, problem b
 			break
 		}
 		st.State = root.StateStopping
-		if e.Reason == reasonRestart {
+		if isRestart(e.Reason) {
 			push(st, e, "restart", root.StateStopping, e.Source)
 		} else {
 			push(st, e, "stop", root.StateStopping, e.Source)

@@ -158,14 +158,19 @@ func (m *machine) suspend(ctx context.Context, o orders.Suspend) error {
 
 // restart stops the machine, if it runs, and starts it.
 func (m *machine) restart(ctx context.Context, o orders.Stop) error {
+	return m.restartFor(ctx, o, reasonRestart)
+}
+
+// restartFor restarts the machine for a reason that isRestart knows.
+func (m *machine) restartFor(ctx context.Context, o orders.Stop, reason string) error {
 	m.listen(ctx)
 	if m.inst.running != 0 {
-		o.Reason = reasonRestart
+		o.Reason = reason
 		if err := m.halt(ctx, m.inst, o); err != nil {
 			return err
 		}
 	}
-	return m.start(ctx, orders.Start{Source: orders.SourceHost, Reason: reasonRestart})
+	return m.start(ctx, orders.Start{Source: orders.SourceHost, Reason: reason})
 }
 
 // destroy removes everything of the machine, the record last.

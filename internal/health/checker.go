@@ -439,7 +439,7 @@ func (c *Checker) run(ctx context.Context, s *set, k *check) {
 	old := k.status
 	changed := k.take(s, o, now)
 	if k.RestartLimit > 0 && k.failures >= k.RestartLimit {
-		s.restart = fmt.Sprintf("check %s failed %d times in a row, its restart_limit: %s", k.Name, k.failures, o.headline)
+		s.restart = fmt.Sprintf("check %s failed %d times in a row: %s", k.Name, k.failures, o.headline)
 		s.asked++
 		k.failures, changed = 0, true
 	}

@@ -44,10 +44,9 @@ type Report struct {
 }
 
 // Handler takes reports in control.
-func Handler(take func([]Report)) http.Handler {
-	return ipc.Handler(func(_ context.Context, _ *http.Request, in []Report) (struct{}, error) {
-		take(in)
-		return struct{}{}, nil
+func Handler(take func(context.Context, []Report) error) http.Handler {
+	return ipc.Handler(func(ctx context.Context, _ *http.Request, in []Report) (struct{}, error) {
+		return struct{}{}, take(ctx, in)
 	})
 }
 
