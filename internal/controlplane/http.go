@@ -10,6 +10,7 @@ import (
 	"github.com/roost-run/roost/internal/api/route"
 	"github.com/roost-run/roost/internal/auth"
 	"github.com/roost-run/roost/internal/catalog/feed"
+	"github.com/roost-run/roost/internal/health/report"
 	"github.com/roost-run/roost/internal/ipc"
 	"github.com/roost-run/roost/internal/registry"
 )
@@ -19,6 +20,7 @@ import (
 func (p *process) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET "+feed.Path, feed.Handler(p.catalog))
+	mux.Handle("POST "+report.Path, report.Handler(p.agent.Report))
 	mux.Handle("/internal/", http.NotFoundHandler())
 	mux.Handle("/v2/", registry.Handler(p.images, p.authorizeRepository, p.log))
 	mux.Handle("/", p.api())
@@ -57,6 +59,13 @@ func (p *process) registryActor(r *http.Request) (auth.Actor, error) {
 		return p.verifier.Verify(r.Context(), password)
 	}
 	return p.verifier.VerifyHeader(r.Context(), r.Header.Values("Authorization"))
+}
+
+// askEdge has the edge make a version's checks and tell how they stand.
+func (p *process) askEdge(ctx context.Context, m *root.Machine) (report.Answer, error) {
+	edge := ipc.NewClient(p.cfg.EdgeSocket())
+	defer edge.Close()
+	return report.Ask(ctx, edge, report.Question{Machine: m.Routable()})
 }
 
 // Bounds of the wait for a replaced version to have nothing in flight.
