@@ -77,8 +77,8 @@ func (g Guest) Check() error {
 		least *= g.CPUs
 	}
 	if most := b.most * g.CPUs; g.MemoryMB < least || g.MemoryMB > most || g.MemoryMB%b.step != 0 {
-		return fmt.Errorf("%d MB is not an amount of memory for %d CPUs of kind %s: use a multiple of %d from %d to %d",
-			g.MemoryMB, g.CPUs, g.CPUKind, b.step, least, most)
+		return fmt.Errorf("%d MB is not an amount of memory for a %s CPU times %d: use a multiple of %d from %d to %d",
+			g.MemoryMB, g.CPUKind, g.CPUs, b.step, least, most)
 	}
 	return nil
 }

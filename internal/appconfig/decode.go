@@ -5,7 +5,6 @@ import (
 	"math"
 	"reflect"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/agext/levenshtein"
@@ -57,6 +56,11 @@ func (d *decoder) decode(n *node, path string, v reflect.Value, f field) {
 		return
 	}
 	if r, ok := v.Addr().Interface().(reader); ok {
+		if t, ok := n.val.(*table); ok {
+			for _, key := range t.keys {
+				d.positions[join(path, key)] = t.m[key].pos
+			}
+		}
 		note, err := r.read(n.val, f)
 		switch {
 		case err != nil:
@@ -248,7 +252,8 @@ func sectionName(path string) string {
 }
 
 // nearest returns the name that was probably meant: one that differs in
-// nothing but dashes and an "s" at the end, or by few letters; "" none.
+// nothing but dashes and an "s" at the end, or by few letters, or that begins
+// or continues it; "" none.
 func nearest(typed string, names []string) string {
 	plain := func(s string) string {
 		return strings.TrimSuffix(strings.ReplaceAll(strings.ToLower(s), "-", "_"), "s")
@@ -265,7 +270,16 @@ func nearest(typed string, names []string) string {
 			best, least = name, n
 		}
 	}
-	return best
+	if best != "" {
+		return best
+	}
+	const enough = 3
+	for _, name := range slices.Sorted(slices.Values(names)) {
+		if len(name) >= enough && strings.HasPrefix(typed, name) || len(typed) >= enough && strings.HasPrefix(name, typed) {
+			return name
+		}
+	}
+	return ""
 }
 
 // maxTyped is longer than any name there is.
@@ -325,6 +339,3 @@ func (c *Config) at(path string) Position {
 	}
 	return Position{}
 }
-
-// itoa is for paths.
-func itoa(i int) string { return strconv.Itoa(i) }

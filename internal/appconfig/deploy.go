@@ -58,7 +58,8 @@ func (c *Config) Deploy() (root.Deploy, error) {
 	return d, nil
 }
 
-// Routes returns the rules of [[serverless]], in the order of the file.
+// Routes returns the rules of [[serverless]], in the order of the file. A group
+// that is named in http_service or services, too, also takes other requests.
 func (c *Config) Routes() []root.Route {
 	var routes []root.Route
 	for _, s := range c.Serverless {

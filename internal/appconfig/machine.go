@@ -134,19 +134,9 @@ func split(command string) ([]string, error) {
 	return words, nil
 }
 
-// services are http_service, then services in the order of the file, then that
-// of a serverless group that has none of its own.
+// services are the group's own, or else that of a serverless group.
 func (c *Config) services(group string) []machines.Service {
-	var list []machines.Service
-	if s := c.HTTPService; s != nil && c.in(s.Processes, group) {
-		list = append(list, s.machine())
-	}
-	for i := range c.Services {
-		if s := &c.Services[i]; c.in(s.Processes, group) {
-			list = append(list, s.machine())
-		}
-	}
-	if len(list) > 0 {
+	if list := c.ownServices(group); len(list) > 0 {
 		return list
 	}
 	for i := range c.Serverless {
@@ -157,6 +147,20 @@ func (c *Config) services(group string) []machines.Service {
 		}
 	}
 	return nil
+}
+
+// ownServices are http_service, then services in the order of the file.
+func (c *Config) ownServices(group string) []machines.Service {
+	var list []machines.Service
+	if s := c.HTTPService; s != nil && c.in(s.Processes, group) {
+		list = append(list, s.machine())
+	}
+	for i := range c.Services {
+		if s := &c.Services[i]; c.in(s.Processes, group) {
+			list = append(list, s.machine())
+		}
+	}
+	return list
 }
 
 // serverlessService is the service of a group that only [[serverless]] names:
