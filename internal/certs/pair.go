@@ -138,3 +138,16 @@ func Leaf(chain string) (*x509.Certificate, error) {
 	}
 	return certificates[0], nil
 }
+
+// EncodePair writes a certificate with its key as a document.
+func EncodePair(c *tls.Certificate) (TLSAnswer, error) {
+	key, err := x509.MarshalPKCS8PrivateKey(c.PrivateKey)
+	if err != nil {
+		return TLSAnswer{}, err
+	}
+	var chain bytes.Buffer
+	for _, der := range c.Certificate {
+		_ = pem.Encode(&chain, &pem.Block{Type: "CERTIFICATE", Bytes: der}) // a buffer takes everything
+	}
+	return TLSAnswer{Chain: chain.String(), Key: string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}))}, nil
+}

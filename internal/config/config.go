@@ -35,6 +35,12 @@ type Config struct {
 	LogLevel    string        // "debug", "info", "warn", "error"
 	AccessLog   bool
 
+	// ACMEDirectory is the certificate authority for public hostnames; "off":
+	// none are obtained. Whoever leaves it on agrees to the authority's terms.
+	ACMEDirectory string
+	ACMEEmail     string // where it writes to about expiries; may be ""
+	ACMERoot      string // file of certificates that its own API is trusted by; "": the system's
+
 	Nameservers []string // where public names are asked; empty: the host's own
 }
 
@@ -61,6 +67,8 @@ func Default() Config {
 		Logs:        16 * root.MiB,
 		ImageBudget: 10 * root.GiB,
 
+		ACMEDirectory: "https://acme-v02.api.letsencrypt.org/directory",
+
 		HoldTimeout: time.Minute,
 		HoldQueue:   1000,
 		LogLevel:    "info",
@@ -86,6 +94,10 @@ func (c *Config) StoreSocket() string { return filepath.Join(c.Run, "store.sock"
 
 // BuilderSocket is the builder's.
 func (c *Config) BuilderSocket() string { return filepath.Join(c.Run, "builder.sock") }
+
+// SwaponSocket is where OCI runtimes leave what the server process needs to
+// answer swapon and swapoff of machines.
+func (c *Config) SwaponSocket() string { return filepath.Join(c.Run, "swapon.sock") }
 
 // EdgeSocket is where the edge answers questions about itself (status, metrics).
 func (c *Config) EdgeSocket() string { return filepath.Join(c.Run, "edge.sock") }
@@ -119,6 +131,10 @@ func (c *Config) LogDir(app root.AppName) string {
 
 // SecretsKey is the file with the key that app secrets are sealed with.
 func (c *Config) SecretsKey() string { return filepath.Join(c.Data, "secrets.key") }
+
+// LocalRoot is the file with the local certificate authority, for people who
+// want to trust it.
+func (c *Config) LocalRoot() string { return filepath.Join(c.Data, "local-ca.crt") }
 
 // AdminToken is the file with the first token.
 func (c *Config) AdminToken() string { return filepath.Join(c.Data, "admin.token") }

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"maps"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -62,6 +63,9 @@ func Settings() []Setting {
 		text("swap", "where suspended memory goes: auto, zram, none or file:SIZE", func(c *Config) *string { return &c.Swap }),
 		size("logs", "disk for each machine's log", func(c *Config) *root.Bytes { return &c.Logs }),
 		size("image_budget", "disk for images nobody needs", func(c *Config) *root.Bytes { return &c.ImageBudget }),
+		text("acme_ca", "ACME directory of the certificate authority for public hostnames, whose terms you agree to by using it; off: none", func(c *Config) *string { return &c.ACMEDirectory }),
+		text("acme_email", "where that authority may write to", func(c *Config) *string { return &c.ACMEEmail }),
+		text("acme_root", "file of certificates by which that authority itself is trusted; empty: the system's", func(c *Config) *string { return &c.ACMERoot }),
 		duration("hold_timeout", "how long a request waits for a machine", func(c *Config) *time.Duration { return &c.HoldTimeout }),
 		{
 			"hold_queue", "requests of one app that may wait",
@@ -200,6 +204,15 @@ func (c *Config) check() []error {
 			bad("listen: %s stands twice", l.Addr)
 		}
 		seen[l.Addr] = true
+	}
+	if u, err := url.Parse(c.ACMEDirectory); c.ACMEDirectory != "off" && (err != nil || u.Host == "" || u.Scheme != "https") {
+		bad("acme_ca = %q: neither an https:// address nor off", c.ACMEDirectory)
+	}
+	if c.ACMEEmail != "" && !strings.Contains(c.ACMEEmail, "@") {
+		bad("acme_email = %q: not an e-mail address", c.ACMEEmail)
+	}
+	if c.ACMERoot != "" && !filepath.IsAbs(c.ACMERoot) {
+		bad("acme_root = %q: must be an absolute path", c.ACMERoot)
 	}
 	if c.API != "" {
 		if _, _, err := net.SplitHostPort(c.API); err != nil {

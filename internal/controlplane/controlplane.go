@@ -34,6 +34,7 @@ import (
 	"github.com/roost-run/roost/internal/auth"
 	"github.com/roost-run/roost/internal/catalog"
 	"github.com/roost-run/roost/internal/config"
+	"github.com/roost-run/roost/internal/certs/issue"
 	"github.com/roost-run/roost/internal/control"
 	"github.com/roost-run/roost/internal/etcd"
 	"github.com/roost-run/roost/internal/image"
@@ -95,6 +96,7 @@ type process struct {
 	host       root.HostID
 	verifier   *auth.Verifier
 }
+	certs      *issue.Manager
 
 func (p *process) close() error {
 	var errs []error
@@ -146,6 +148,9 @@ func (p *process) open(ctx context.Context) error {
 		return err
 	}
 	vault := &control.Vault{Store: p.store, Keys: keys}
+	if err := p.openCerts(ctx, keys); err != nil {
+		return err
+	}
 	p.agent = agent.New(agent.Options{
 		Config: p.cfg, Host: p.host, Store: p.store, Catalog: p.catalog, Supervisor: p.supervisor,
 		Images: p.images, Network: private, Secrets: vault,
@@ -186,6 +191,7 @@ func (p *process) serve(ctx context.Context) error {
 	g.Go(func() error { return p.catalog.Follow(gctx, p.store, p.log) })
 	g.Go(func() error { return p.agent.Run(gctx) })
 	g.Go(func() error { return p.images.Serve(gctx, store) })
+	g.Go(func() error { return p.certs.Run(gctx) })
 	g.Go(func() error { return p.resume(gctx) })
 	g.Go(func() error { return p.collect(gctx) })
 	g.Go(func() error {

@@ -20,6 +20,7 @@ import (
 func (p *process) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET "+feed.Path, feed.Handler(p.catalog))
+	p.certs.Register(mux)
 	mux.Handle("POST "+report.Path, report.Handler(p.agent.Report))
 	mux.Handle("/internal/", http.NotFoundHandler())
 	mux.Handle("/v2/", registry.Handler(p.images, p.authorizeRepository, p.log))

@@ -304,8 +304,12 @@ func (c *guardedConn) CloseWrite() error {
 
 type guardKey struct{}
 
-// withGuard is a server's ConnContext: it lets decide find the connection.
+// withGuard is a server's ConnContext: it lets decide and patience find the
+// connection.
 func withGuard(ctx context.Context, c net.Conn) context.Context {
+	if c, ok := c.(*tls.Conn); ok {
+		return context.WithValue(ctx, patienceKey{}, &patience{conn: c})
+	}
 	return context.WithValue(ctx, guardKey{}, c)
 }
 

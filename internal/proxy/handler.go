@@ -45,6 +45,9 @@ func (p *Proxy) serveHTTP(w http.ResponseWriter, r *http.Request, port int) {
 	now := time.Now()
 	x := &exchange{id: ulid.Make().String() + "-" + string(p.o.Region), start: now, r: r, port: port, deadline: now.Add(p.o.HoldTimeout)}
 	x.stamp(w.Header())
+	if c, ok := r.Context().Value(patienceKey{}).(*patience); ok {
+		c.requests.Add(1)
+	}
 	defer p.record(x)
 	if r.Header.Get("Upgrade") != "" {
 		defer func() {
@@ -60,6 +63,7 @@ func (p *Proxy) serveHTTP(w http.ResponseWriter, r *http.Request, port int) {
 			x.rec.Err += ": " + f.err.Error()
 		}
 		if f.Status == statusClientClosed {
+			p.takenBack(r)
 			panic(http.ErrAbortHandler) // nobody listens any more
 		}
 		p.part(w.Header())

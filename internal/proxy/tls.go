@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	root "github.com/roost-run/roost"
@@ -24,8 +25,7 @@ const (
 	// maxPeerHandshakes of them may be one address's.
 	maxPeerHandshakes = 200
 	// maxStreams is how many requests an HTTP/2 client may have under way on
-	// one connection; net/http queues four times as many at most, then ends the
-	// connection (rapid reset, CVE-2023-44487).
+	// one connection; see patience for those it takes back.
 	maxStreams = 250
 	// pingAfter finds out whether a silent HTTP/2 client is still there.
 	pingAfter   = 30 * time.Second
@@ -36,6 +36,36 @@ const (
 // CONTINUATION frames (CVE-2023-45288), by net/http itself.
 func http2Config() *http.HTTP2Config {
 	return &http.HTTP2Config{MaxConcurrentStreams: maxStreams, SendPingTimeout: pingAfter, PingTimeout: pingTimeout, WriteByteTimeout: writeTimeout}
+}
+
+// patience with an HTTP/2 connection whose client takes its requests back
+// before they are answered. Each costs the app a connection: net/http's own
+// bound is on handlers, and ours end with their request (rapid reset).
+type patience struct {
+	conn     net.Conn
+	requests atomic.Int64
+	back     atomic.Int64 // taken back
+}
+
+type patienceKey struct{}
+
+// maxTakenBack is how many requests a client may take back on a connection
+// before most of them have to be meant; a browser that leaves a page of many
+// pictures stays below.
+const maxTakenBack = 200
+
+// takenBack ends the connection of a client that mostly takes its requests back.
+func (p *Proxy) takenBack(r *http.Request) {
+	c, ok := r.Context().Value(patienceKey{}).(*patience)
+	if !ok {
+		return
+	}
+	if n := c.back.Add(1); n >= maxTakenBack && 2*n > c.requests.Load() {
+		if n == maxTakenBack {
+			p.o.Logger.Warn("ended an HTTP/2 connection that takes most of its requests back", "client", r.RemoteAddr, "requests", c.requests.Load())
+		}
+		_ = c.conn.Close()
+	}
 }
 
 // terminator accepts connections, does their TLS handshakes beside each other

@@ -27,6 +27,11 @@
 //	rollouts/<app>/owner             the host that carries it out; goes when that dies
 //	rollouts/<app>/cancel            who asked for its end
 //	rollouts/<app>/before/<machine>  what a machine was before the rollout changed it
+//	hostnames/<hostname>             which app it leads to; keeps hostnames unique
+//	certificates/<hostname>/upload   an uploaded certificate, its key sealed
+//	certificates/<hostname>/attempt  how obtaining one went the last time
+//	acme/<key>                       what the ACME client keeps: accounts, certificates, challenges; keys sealed
+//	locks/<name>                     who does something that is done once in the cluster
 //	tokens/<SHA-256, hex>            a token
 //	meta/<key>                       small values of the cluster, raw bytes
 //

@@ -119,6 +119,55 @@ var kinds = []struct {
 			err := decode(d, secretsVersion, &r)
 			return r.root(), err
 		}},
+	{"hostname", hostnameVersion, func(t *testing.T) any { return filled[root.Hostname](t) },
+		func(v any) string { return encode(fromHostname(v.(root.Hostname))) },
+		func(d []byte) (any, error) {
+			var r hostnameRecord
+			err := decode(d, hostnameVersion, &r)
+			return r.root(), err
+		}},
+	{"upload", uploadVersion, func(t *testing.T) any { return filled[root.Upload](t) },
+		func(v any) string { return encode(fromUpload(v.(root.Upload))) },
+		func(d []byte) (any, error) {
+			var r uploadRecord
+			err := decode(d, uploadVersion, &r)
+			return r.root(), err
+		}},
+	{"attempt", attemptVersion, func(t *testing.T) any { return filled[root.CertAttempt](t) },
+		func(v any) string { return encode(fromAttempt(v.(root.CertAttempt))) },
+		func(d []byte) (any, error) {
+			var r attemptRecord
+			err := decode(d, attemptVersion, &r)
+			return r.root(), err
+		}},
+	{"acme", acmeVersion, func(*testing.T) any { return acmeRecord{acmeVersion, now, []byte("sealed")} },
+		func(v any) string {
+			r := v.(acmeRecord)
+			r.V = acmeVersion
+			return encode(r)
+		},
+		func(d []byte) (any, error) {
+			var r acmeRecord
+			err := decode(d, acmeVersion, &r)
+			if r.Value == nil && r.Modified.IsZero() {
+				r.V = 0 // the zero value
+			}
+			return r, err
+		}},
+	{"lock", lockVersion, func(*testing.T) any { return lockRecord{lockVersion, "5e1f00aa", "01RUN", now} },
+		func(v any) string {
+			r := v.(lockRecord)
+			r.V = lockVersion
+			return encode(r)
+		},
+		func(d []byte) (any, error) {
+			var r lockRecord
+			err := decode(d, lockVersion, &r)
+			if r.Host == "" {
+				r.V = 0
+			}
+			return r, err
+		}},
 	{"lease", leaseVersion, func(t *testing.T) any { return filled[root.Lease](t) },
 		func(v any) string { return encode(fromLease(v.(root.Lease))) },
 		func(d []byte) (any, error) {
