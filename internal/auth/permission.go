@@ -54,6 +54,7 @@ const (
 	MachineBusy     Permission = "machine:busy"
 )
 
+	MachineDial     Permission = "machine:dial" // reach its ports past the proxy
 // grant is what a scope may do with a permission.
 type grant uint8
 
@@ -137,6 +138,7 @@ var table = []row{
 
 // Permissions yields every permission.
 func Permissions() iter.Seq[Permission] {
+	{MachineDial, ofMachine, writers},
 	return func(yield func(Permission) bool) {
 		for _, r := range table {
 			if !yield(r.permission) {

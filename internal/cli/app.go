@@ -11,7 +11,7 @@ import (
 )
 
 func newAppCmd(f *factory) *cobra.Command {
-	return group("app", "Make and remove apps", []string{"apps"}, newAppCreateCmd(f), newAppListCmd(f), newAppDestroyCmd(f))
+	return group("app", "Make and remove apps", []string{"apps"}, newAppCreateCmd(f), newAppListCmd(f), newAppRestartCmd(f), newAppDestroyCmd(f))
 }
 
 func newAppCreateCmd(f *factory) *cobra.Command {

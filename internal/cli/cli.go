@@ -90,7 +90,7 @@ func newRootCmd(f *factory, p Processes) *cobra.Command {
 	cmd.PersistentFlags().StringVar(&f.token, "token", "", "token (ROOST_TOKEN or FLY_API_TOKEN; root on the host needs none)")
 	cmd.AddCommand(
 		newServerCmd(f, p), newDoctorCmd(f), newStatusCmd(f),
-		newOrgCmd(f), newAppCmd(f), newMachineCmd(f), newImageCmd(f), newSecretsCmd(f), newLogsCmd(f),
+		newOrgCmd(f), newAppCmd(f), newMachineCmd(f), newImageCmd(f), newSecretsCmd(f), newScaleCmd(f), newLogsCmd(f),
 		newAuthCmd(f), newTokenCmd(f),
 	)
 	cmd.AddCommand(newProcessCmds(p)...)

@@ -13,6 +13,7 @@ import (
 	"context"
 	"crypto/rand"
 	"log/slog"
+	"net"
 	"os"
 	"time"
 
@@ -39,8 +40,12 @@ type Deps struct {
 	// Drain returns when nothing is in flight to the machine's version, or ctx
 	// ends. Nil: nobody can tell.
 	Drain func(ctx context.Context, m *root.Machine) error
-	Now   func() time.Time // nil: time.Now
-	Log   *slog.Logger
+	// Dial connects to an address of a machine. Nil: it cannot be done.
+	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
+	// Busy keeps autostop away from a machine's version. Nil: nothing does.
+	Busy func(ctx context.Context, id root.InstanceID, until time.Time) error
+	Now  func() time.Time // nil: time.Now
+	Log  *slog.Logger
 }
 
 // Control holds the services, one a noun.

@@ -109,6 +109,7 @@ func (s *Machines) ExecStream(ctx context.Context, a auth.Actor, app root.AppNam
 	if err != nil {
 		return ExecResult{}, err
 	}
+	defer s.keepAwake(ctx, m)()
 	r, err := s.Agent.Exec(ctx, id, orders.Exec{Args: e.Args, Env: e.Env, Dir: e.Dir, User: e.User, TTY: e.TTY}, e.Files...)
 	return ExecResult{Code: r.Code, Signal: r.Signal}, s.cutOff(ctx, m, err)
 }

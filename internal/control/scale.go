@@ -38,6 +38,9 @@ const (
 	scaleLease = 10 * time.Minute
 )
 
+// Unbounded, as ScaleCount's Bound, is none.
+const Unbounded = placement.Unbounded
+
 // DefaultGroup is the process group of an app that names none.
 const DefaultGroup = "app"
 
@@ -52,7 +55,7 @@ type GroupCount struct {
 type ScaleCount struct {
 	Groups  []GroupCount
 	Regions []root.Region // none: those where the app has machines, else its primary one
-	Bound   int           // of machines in a region; placement.Unbounded
+	Bound   int           // of a group's machines in a region; or Unbounded
 	Guest   *root.Guest   // size of the first machines of a group that nothing else gives one
 }
 

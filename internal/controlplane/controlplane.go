@@ -159,8 +159,8 @@ func (p *process) open(ctx context.Context) error {
 	})
 	p.control = control.New(control.Deps{
 		Store: p.store, Catalog: p.catalog, Agent: p.agent, Vault: vault, Images: imageStore{p.images},
-		Builder: imageBuilder{p.supervisor, p.cfg.BuilderSocket()}, Logs: logReader{p.cfg}, Host: p.host,
-		Address: network.AddressFor, Drain: p.drain, Log: p.log,
+		Builder: imageBuilder{p.supervisor, builder.NewClient(p.cfg.BuilderSocket())}, Logs: logReader{p.cfg}, Host: p.host,
+		Address: network.AddressFor, Drain: p.drain, Dial: private.DialMachine, Busy: p.keepBusy, Log: p.log,
 	})
 	return nil
 }

@@ -80,6 +80,13 @@ const (
 // load is what the edge's socket says of an instance.
 type load struct{ InFlight, Upgrades, Waiting int }
 
+// keepBusy has the edge keep autostop away from a machine's version.
+func (p *process) keepBusy(ctx context.Context, id root.InstanceID, until time.Time) error {
+	edge := ipc.NewClient(p.cfg.EdgeSocket())
+	defer edge.Close()
+	return edge.Call(ctx, http.MethodPut, "/busy/"+string(id), struct{ Until time.Time }{until}, nil)
+}
+
 // drain returns when the edge has nothing in flight to the machine's version.
 func (p *process) drain(ctx context.Context, m *root.Machine) error {
 	edge := ipc.NewClient(p.cfg.EdgeSocket())

@@ -45,6 +45,14 @@ func (e *edge) serveStatus(ctx context.Context) error {
 		c := e.loads.Unit(id).Counts()
 		return MachineLoad{Instance: id, InFlight: c.InFlight, Upgrades: c.Upgrades, Waiting: c.Waiting}, nil
 	}))
+	mux.HandleFunc("PUT /busy/{instance}", ipc.Handler(func(_ context.Context, r *http.Request, q struct{ Until time.Time }) (struct{}, error) {
+		// Sessions of people, which the proxy does not see. The app's own busy
+		// lease may last longer.
+		if u := e.loads.Unit(root.InstanceID(r.PathValue("instance"))); u.Counts().BusyUntil.Before(q.Until) {
+			u.Busy(q.Until)
+		}
+		return struct{}{}, nil
+	}))
 	mux.HandleFunc(report.CandidatePattern, ipc.Handler(func(ctx context.Context, _ *http.Request, q report.Question) (report.Answer, error) {
 		return e.candidate(ctx, q.Machine)
 	}))

@@ -35,12 +35,21 @@ func (n *Network) DialHost(ctx context.Context, network, addr string) (net.Conn,
 	return nil, errors.Join(errs...)
 }
 
-// dialAddress connects to an address without names: the dialer then makes the
+// DialMachine connects from the router's namespace to an address of a machine.
+func (n *Network) DialMachine(ctx context.Context, network, addr string) (net.Conn, error) {
+	return dialIn(ctx, n.o.Namespace, network, addr)
+}
+
+func (n *Network) dialAddress(ctx context.Context, network, addr string) (net.Conn, error) {
+	return dialIn(ctx, n.o.HostNamespace, network, addr)
+}
+
+// dialIn connects to an address without names: the dialer then makes the
 // socket on the calling goroutine, which is the thread inside the namespace.
-func (n *Network) dialAddress(ctx context.Context, network, addr string) (conn net.Conn, err error) {
-	ns, err := openNamespace(n.o.HostNamespace)
+func dialIn(ctx context.Context, namespace, network, addr string) (conn net.Conn, err error) {
+	ns, err := openNamespace(namespace)
 	if err != nil {
-		return nil, fmt.Errorf("enter the host's network namespace: %w", err)
+		return nil, fmt.Errorf("enter network namespace %s: %w", namespace, err)
 	}
 	defer ns.Close()
 	err = within(ns, func() (err error) {

@@ -54,6 +54,9 @@ func (*Network) Forwarded(context.Context) (map[string]uint64, error) { return n
 // DialHost dials from the host's namespace.
 func (*Network) DialHost(context.Context, string, string) (net.Conn, error) { return nil, errLinux }
 
+// DialMachine dials from the router's namespace.
+func (*Network) DialMachine(context.Context, string, string) (net.Conn, error) { return nil, errLinux }
+
 // Problems looks at the host.
 func Problems(context.Context) []Problem { return nil }
 

@@ -69,6 +69,8 @@ type Options struct {
 	Log      *slog.Logger
 }
 
+	Scale    Scale
+	Releases Releases
 type handlers struct{ Options }
 
 // streamed lets a body be as long as it likes: the handler passes it on.
@@ -104,3 +106,7 @@ func Routes(o Options) []route.Route {
 		{Method: http.MethodGet, Pattern: machine + "/exec", Permission: auth.MachineExec, Handler: h.exec},
 	}
 }
+		{Method: http.MethodGet, Pattern: base + "/apps/{app}/scale", Permission: auth.MachineRead, Handler: h.showScale},
+		{Method: http.MethodPost, Pattern: base + "/apps/{app}/scale/count", Permission: auth.MachineCreate, Handler: h.scaleCount},
+		{Method: http.MethodPost, Pattern: base + "/apps/{app}/scale/size", Permission: auth.MachineUpdate, Handler: h.scaleSize},
+		{Method: http.MethodPost, Pattern: base + "/apps/{app}/restart", Permission: auth.MachineRestart, Handler: h.restartApp},
