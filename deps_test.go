@@ -54,7 +54,7 @@ var arrows = map[string][]string{
 	"api":          {"api/...", "control", "catalog", "auth", "wire", "/machines"},
 	"api/route":    {"auth", "wire"},
 	"api/machines": {"orders", "api/...", "control", "catalog", "auth", "wire", "/machines"},
-	"api/roost":    {"orders", "api/...", "control", "catalog", "auth", "wire", "/machines", "client"},
+	"api/roost":    {"orders", "api/...", "control", "catalog", "auth", "wire", "/machines", "client", "buildcontext", "appconfig"},
 
 	"agent":                       {"config", "orders", "state", "catalog", "health/report", "runtime/...", "image", "network", "machinelog"},
 	"runtime":                     {},

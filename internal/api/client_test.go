@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -160,15 +161,44 @@ func TestImages(t *testing.T) {
 func TestBuild(t *testing.T) {
 	w := newWorld(t)
 	ctx, c := t.Context(), newClient(w)
-	archive := bytes.Repeat([]byte("tar"), 1<<20) // does not fit into any buffer between
-	var lines []string
-	log := func(p client.Progress) { lines = append(lines, *p.Log) }
-	image, err := c.BuildImage(ctx, "shop", "go", map[string]string{"a": "b"}, bytes.NewReader(archive), log)
-	if diff := cmp.Diff([]string{"begin", "kind go arg b"}, lines); err != nil || image.Digest != "sha256:0" || diff != "" {
-		t.Errorf("build: got %+v, %v, log (-want +got):\n%s", image, err, diff)
+	dir := t.TempDir()
+	big := bytes.Repeat([]byte("big"), 1<<20) // does not fit into any buffer between
+	if err := errors.Join(os.WriteFile(filepath.Join(dir, "big"), big, 0o644), os.WriteFile(filepath.Join(dir, ".dockerignore"), nil, 0o644)); err != nil {
+		t.Fatal(err)
 	}
-	if _, err := c.BuildImage(ctx, "shop", "bad", nil, bytes.NewReader(archive), log); err == nil || !strings.Contains(err.Error(), "there is no main package") {
+	file := filepath.Join(t.TempDir(), "Other.Dockerfile")
+	if err := os.WriteFile(file, []byte("FROM scratch"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	var seen []string
+	var sent int64
+	log := func(p client.Progress) {
+		switch {
+		case p.Upload != nil:
+			sent = p.Upload.Sent
+		case p.Log != nil:
+			seen = append(seen, *p.Log)
+		default:
+			seen = append(seen, string(p.Status))
+		}
+	}
+	r := client.BuildRequest{App: "shop", Dir: dir, Dockerfile: file, Args: map[string]string{"a": "b"}, Secrets: map[string]string{"s": "t"}}
+	image, err := c.Build(ctx, r, log)
+	want := []string{"dockerfile Other.Dockerfile b map[s:t] true", `{"vertexes":[]}`}
+	if diff := cmp.Diff(want, seen); err != nil || image.Digest != "sha256:0" || sent != 3<<20 || diff != "" {
+		t.Errorf("build: got %+v, %v, %d bytes sent, log (-want +got):\n%s", image, err, sent, diff)
+	}
+	r.Target = "bad"
+	if _, err := c.Build(ctx, r, log); err == nil || !strings.Contains(err.Error(), "there is no such stage") {
 		t.Errorf("build that fails: got %v", err)
+	}
+	r.App = "none"
+	if _, err := c.Build(ctx, r, log); machines.StatusOf(err) != 404 {
+		t.Errorf("build of no app: got %v, want status 404", err)
+	}
+	r.Dir, r.Dockerfile = t.TempDir(), ""
+	if _, err := c.Build(ctx, r, log); err == nil || !strings.Contains(err.Error(), "there is no Dockerfile in") {
+		t.Errorf("empty directory: got %v", err)
 	}
 }
 

@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,8 +12,11 @@ import (
 	"sync"
 	"time"
 
+	digest "github.com/opencontainers/go-digest"
+
 	root "github.com/roost-run/roost"
 	"github.com/roost-run/roost/internal/auth"
+	"github.com/roost-run/roost/internal/buildcontext"
 	"github.com/roost-run/roost/internal/control"
 	"github.com/roost-run/roost/internal/orders"
 )
@@ -485,15 +489,43 @@ func (fakeImages) Remove(_ context.Context, _ auth.Actor, ref string) error {
 	return root.Errorf(root.Precondition, "image %s is in use", ref)
 }
 
-// Build logs before, while and after it reads, and stops before the end.
-func (fakeImages) Build(_ context.Context, _ auth.Actor, r control.BuildRequest, tar io.Reader, log func(string)) (root.Image, error) {
-	log("begin")
-	if _, err := io.CopyN(io.Discard, tar, 10); err != nil {
-		return root.Image{}, err
+// BuildContext lacks every file, and one after a first upload that broke.
+func (fakeImages) BuildContext(_ context.Context, _ auth.Actor, app root.AppName, manifest io.Reader) (control.ContextState, error) {
+	if app == "none" {
+		return control.ContextState{}, root.Errorf(root.NotFound, "app none not found")
 	}
-	log("kind " + r.Kind + " arg " + r.Args["a"])
-	if r.Kind == "bad" {
-		return root.Image{}, root.Errorf(root.Invalid, "there is no main package")
+	var m buildcontext.Manifest
+	if err := json.NewDecoder(manifest).Decode(&m); err != nil {
+		return control.ContextState{}, err
+	}
+	blobs, err := m.Blobs()
+	state := control.ContextState{ID: string(m.ID())}
+	for d := range blobs {
+		state.Missing = append(state.Missing, string(d))
+	}
+	return state, err
+}
+
+// uploaded is what BuildFiles got, by app.
+var uploaded sync.Map
+
+func (fakeImages) BuildFiles(_ context.Context, _ auth.Actor, app root.AppName, id string, r io.Reader) error {
+	var total int64
+	err := buildcontext.ReadBlobs(r, func(_ digest.Digest, size int64, body io.Reader) error {
+		total += size
+		_, err := io.Copy(io.Discard, body)
+		return err
+	})
+	uploaded.Store(app, fmt.Sprint(id, " ", total))
+	return err
+}
+
+func (fakeImages) Build(_ context.Context, _ auth.Actor, r control.BuildRequest, news func(control.BuildNews)) (root.Image, error) {
+	got, _ := uploaded.Load(r.App)
+	news(control.BuildNews{Log: fmt.Sprintf("%s %s %s %v %v", r.Kind, r.DockerfileName, r.Args["a"], r.Secrets, got == fmt.Sprint(r.Context, " ", 3<<20))})
+	news(control.BuildNews{Status: json.RawMessage(`{"vertexes":[]}`)})
+	if r.Target == "bad" {
+		return root.Image{}, root.Errorf(root.Invalid, "there is no such stage")
 	}
 	return debian, nil
 }

@@ -1,13 +1,11 @@
 package builder
 
 import (
-	"archive/tar"
 	"bytes"
-	"compress/gzip"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -19,8 +17,11 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	digest "github.com/opencontainers/go-digest"
 
 	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/internal/buildcontext"
+	"github.com/roost-run/roost/internal/builder/buildkit"
 	"github.com/roost-run/roost/internal/config"
 	"github.com/roost-run/roost/internal/image"
 	"github.com/roost-run/roost/internal/ipc"
@@ -58,7 +59,8 @@ func start(tb testing.TB, edit func(*options)) *host {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	o := options{Dir: h.dir, Store: filepath.Join(dir, "store.sock"), Registry: "registry.roost.test", Idle: time.Minute, Log: slog.New(slog.DiscardHandler)}
+	o := options{Dir: h.dir, Store: filepath.Join(dir, "store.sock"), Registry: "registry.roost.test", Idle: time.Minute, Slots: 1, Log: slog.New(slog.DiscardHandler),
+		BuildKit: buildkit.Options{Runtime: "runc", CgroupParent: "/roost-test-" + filepath.Base(filepath.Dir(dir)), Cache: root.GiB}}
 	if edit != nil {
 		edit(&o)
 	}
@@ -86,35 +88,56 @@ func start(tb testing.TB, edit func(*options)) *host {
 	return h
 }
 
-// source makes a context of files; a name that ends in -> is a symbolic link.
-func source(tb testing.TB, files map[string]string) io.Reader {
+// source makes a directory of files; a name that ends in -> is a symbolic
+// link, one that ends in * an executable.
+func source(tb testing.TB, files map[string]string) string {
 	tb.Helper()
-	var buf bytes.Buffer
-	z := gzip.NewWriter(&buf)
-	w := tar.NewWriter(z)
-	names := make([]string, 0, len(files))
-	for n := range files {
-		names = append(names, n)
-	}
-	slices.Sort(names)
-	for _, n := range names {
-		h := &tar.Header{Name: n, Mode: 0o644, Size: int64(len(files[n])), Typeflag: tar.TypeReg}
-		if link, ok := strings.CutSuffix(n, "->"); ok {
-			h = &tar.Header{Name: link, Typeflag: tar.TypeSymlink, Linkname: files[n]}
+	dir := tb.TempDir()
+	for n, body := range files {
+		link, isLink := strings.CutSuffix(n, "->")
+		n, program := strings.CutSuffix(link, "*")
+		name, mode := filepath.Join(dir, n), os.FileMode(0o644)
+		if program {
+			mode = 0o755
 		}
-		if err := w.WriteHeader(h); err != nil {
+		err := os.MkdirAll(filepath.Dir(name), 0o755)
+		if isLink {
+			err = errors.Join(err, os.Symlink(body, name))
+		} else {
+			err = errors.Join(err, os.WriteFile(name, []byte(body), mode))
+		}
+		if err != nil {
 			tb.Fatal(err)
 		}
-		if h.Typeflag == tar.TypeReg {
-			if _, err := io.WriteString(w, files[n]); err != nil {
-				tb.Fatal(err)
-			}
-		}
 	}
-	if err := errors.Join(w.Close(), z.Close()); err != nil {
+	return dir
+}
+
+// send uploads a directory and returns the context's name and how many files
+// went over the wire.
+func send(tb testing.TB, h *host, app root.AppName, dir string, o buildcontext.Options) (id string, sent int) {
+	tb.Helper()
+	s, err := buildcontext.Scan(tb.Context(), dir, o)
+	if err != nil {
 		tb.Fatal(err)
 	}
-	return &buf
+	manifest, err := json.Marshal(s.Manifest)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	c := NewClient(h.socket)
+	state, err := c.Context(tb.Context(), app, bytes.NewReader(manifest))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	var blobs bytes.Buffer
+	if err := s.Write(&blobs, state.Missing); err != nil {
+		tb.Fatal(err)
+	}
+	if err := c.Blobs(tb.Context(), app, state.ID, &blobs); err != nil {
+		tb.Fatal(err)
+	}
+	return state.ID, len(state.Missing)
 }
 
 const goMod = "module example.com/shop/v2\n\ngo 1.24\n"
@@ -139,10 +162,21 @@ func main() {
 }
 `
 
-func build(tb testing.TB, h *host, app root.AppName, files map[string]string, args map[string]string) (root.Image, []string, error) {
+func build(tb testing.TB, h *host, app root.AppName, files map[string]string, pkg string) (root.Image, []string, error) {
 	tb.Helper()
+	return run(tb, tb.Context(), h, Request{App: app, Kind: KindGo, Package: pkg}, files)
+}
+
+// run builds a directory of files and returns the log's lines.
+func run(tb testing.TB, ctx context.Context, h *host, r Request, files map[string]string) (root.Image, []string, error) { //nolint:revive // the test comes first
+	tb.Helper()
+	r.Context, _ = send(tb, h, r.App, source(tb, files), buildcontext.Options{})
 	var lines []string
-	img, err := Build(tb.Context(), h.socket, Request{App: app, Kind: KindGo, Args: args}, source(tb, files), func(l string) { lines = append(lines, l) })
+	img, err := NewClient(h.socket).Build(ctx, r, func(n News) {
+		if n.Status == nil {
+			lines = append(lines, n.Log)
+		}
+	})
 	return img, lines, err
 }
 
@@ -150,7 +184,7 @@ func TestBuildGo(t *testing.T) {
 	t.Parallel()
 	h := start(t, nil)
 	files := map[string]string{"go.mod": goMod, "main.go": program, "README->": "go.mod"}
-	img, lines, err := build(t, h, "my-shop", files, nil)
+	img, lines, err := build(t, h, "my-shop", files, "")
 	if err != nil {
 		t.Fatalf("%v\n%s", err, strings.Join(lines, "\n"))
 	}
@@ -192,21 +226,21 @@ func TestBuildGo(t *testing.T) {
 		t.Errorf("the program says %q, %v; want %q", got, err, want)
 	}
 
-	again, _, err := build(t, h, "my-shop", files, nil)
+	again, _, err := build(t, h, "my-shop", files, "")
 	if err != nil || again.Digest != img.Digest || again.Tag == img.Tag {
 		t.Errorf("the same again: got %s, %v; want the digest %s under a new tag", again.Ref(), err, img.Digest)
 	}
-	elsewhere, _, err := build(t, start(t, nil), "other", files, map[string]string{ArgPackage: "."})
+	elsewhere, _, err := build(t, start(t, nil), "other", files, ".")
 	if err != nil || elsewhere.Digest != img.Digest {
 		t.Errorf("the same on another host: got %s, %v; want the digest %s", elsewhere.Digest, err, img.Digest)
 	}
 	files["main.go"] = strings.Replace(program, "/tmp/x", "/tmp/y", 1)
-	changed, _, err := build(t, h, "my-shop", files, nil)
+	changed, _, err := build(t, h, "my-shop", files, "")
 	if err != nil || changed.Digest == img.Digest {
 		t.Errorf("changed source: got %s, %v; want another digest", changed.Digest, err)
 	}
-	eventually(t, "the contexts to be removed", func() bool {
-		left, err := os.ReadDir(filepath.Join(h.dir, "contexts"))
+	eventually(t, "the sources to be removed", func() bool {
+		left, err := os.ReadDir(filepath.Join(h.dir, "sources"))
 		return err == nil && len(left) == 0
 	})
 }
@@ -214,7 +248,7 @@ func TestBuildGo(t *testing.T) {
 func TestBuildPackage(t *testing.T) {
 	t.Parallel()
 	h := start(t, nil)
-	img, _, err := build(t, h, "a", map[string]string{"go.mod": goMod, "lib/l.go": "package lib\n", "cmd/tool/main.go": "package main\nfunc main() {}\n"}, map[string]string{ArgPackage: "./cmd/tool"})
+	img, _, err := build(t, h, "a", map[string]string{"go.mod": goMod, "lib/l.go": "package lib\n", "cmd/tool/main.go": "package main\nfunc main() {}\n"}, "./cmd/tool")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -233,27 +267,24 @@ func TestBuildRefuses(t *testing.T) {
 		name  string
 		h     *host
 		files map[string]string
-		args  map[string]string
+		pkg   string
 		kind  root.Kind
 		want  []string
 	}{
-		{"no go.mod", h, map[string]string{"main.go": main}, nil, root.Invalid, []string{"no go.mod", "go mod init"}},
-		{"no such package", h, map[string]string{"go.mod": goMod}, map[string]string{ArgPackage: "cmd/x"}, root.Invalid, []string{`"cmd/x"`}},
-		{"package outside", h, map[string]string{"go.mod": goMod}, map[string]string{ArgPackage: "../x"}, root.Invalid, []string{"not a directory inside"}},
-		{"package above", h, map[string]string{"go.mod": goMod}, map[string]string{ArgPackage: ".."}, root.Invalid, []string{"not a directory inside"}},
-		{"no Go files", h, map[string]string{"go.mod": goMod}, nil, root.Invalid, []string{"no Go files"}},
-		{"not main", h, map[string]string{"go.mod": goMod, "a.go": "package shop\n", "cmd/shop/main.go": main}, nil, root.Invalid, []string{`is "shop"`, "for example cmd/shop"}},
-		{"does not compile", h, map[string]string{"go.mod": goMod, "main.go": "package main\nfunc main() { undefined() }\n"}, nil, root.Invalid, []string{"does not compile", "main.go:2:15: undefined: undefined"}},
-		{"does not parse", h, map[string]string{"go.mod": goMod, "main.go": "package main\nfunc"}, nil, root.Invalid, []string{"main.go:2"}},
-		{"link out", h, map[string]string{"go.mod": goMod, "main.go": main, "x->": "/etc/passwd"}, nil, root.Invalid, []string{`symbolic link "x"`}},
-		{"link out, relative", h, map[string]string{"go.mod": goMod, "main.go": main, "x->": "../../x"}, nil, root.Invalid, []string{`symbolic link "x"`}},
-		{"entry through a link", h, map[string]string{"go.mod": goMod, "a->": "/tmp", "a/b": main}, nil, root.Invalid, []string{`"a/b"`}},
-		{"entry out", h, map[string]string{"../x": main}, nil, root.Invalid, []string{"points out of it"}},
-		{"unknown argument", h, nil, map[string]string{"dockerfile": "x"}, root.Invalid, []string{"dockerfile"}},
-		{"no toolchain", none, map[string]string{"go.mod": goMod, "main.go": main}, nil, root.Precondition, []string{"no Go toolchain", "https://go.dev/dl"}},
+		{"no go.mod", h, map[string]string{"main.go": main}, "", root.Invalid, []string{"no go.mod", "go mod init"}},
+		{"no such package", h, map[string]string{"go.mod": goMod}, "cmd/x", root.Invalid, []string{`"cmd/x"`}},
+		{"package outside", h, map[string]string{"go.mod": goMod}, "../x", root.Invalid, []string{"not a directory inside"}},
+		{"package above", h, map[string]string{"go.mod": goMod}, "..", root.Invalid, []string{"not a directory inside"}},
+		{"no Go files", h, map[string]string{"go.mod": goMod}, "", root.Invalid, []string{"no Go files"}},
+		{"not main", h, map[string]string{"go.mod": goMod, "a.go": "package shop\n", "cmd/shop/main.go": main}, "", root.Invalid, []string{`is "shop"`, "for example cmd/shop"}},
+		{"does not compile", h, map[string]string{"go.mod": goMod, "main.go": "package main\nfunc main() { undefined() }\n"}, "", root.Invalid, []string{"does not compile", "main.go:2:15: undefined: undefined"}},
+		{"does not parse", h, map[string]string{"go.mod": goMod, "main.go": "package main\nfunc"}, "", root.Invalid, []string{"main.go:2"}},
+		{"link out", h, map[string]string{"go.mod": goMod, "main.go": main, "x->": "/etc/passwd"}, "", root.Invalid, []string{`symbolic link "x"`}},
+		{"link out, relative", h, map[string]string{"go.mod": goMod, "main.go": main, "x->": "../../x"}, "", root.Invalid, []string{`symbolic link "x"`}},
+		{"no toolchain", none, map[string]string{"go.mod": goMod, "main.go": main}, "", root.Precondition, []string{"no Go toolchain", "https://go.dev/dl"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			_, lines, err := build(t, tc.h, "a", tc.files, tc.args)
+			_, lines, err := build(t, tc.h, "a", tc.files, tc.pkg)
 			if got := root.KindOf(err); err == nil || got != tc.kind {
 				t.Fatalf("got %v (kind %v), want kind %v; log:\n%s", err, got, tc.kind, strings.Join(lines, "\n"))
 			}
@@ -267,16 +298,16 @@ func TestBuildRefuses(t *testing.T) {
 	if list, err := h.store.List(t.Context()); err != nil || len(list) != 0 {
 		t.Errorf("images after failures: %v, %v", list, err)
 	}
-	t.Run("not an archive", func(t *testing.T) {
-		_, err := Build(t.Context(), h.socket, Request{App: "a", Kind: KindGo}, strings.NewReader("hello"), nil)
-		if !root.IsKind(err, root.Invalid) {
+	t.Run("kind", func(t *testing.T) {
+		_, _, err := run(t, t.Context(), h, Request{App: "a", Kind: "docker"}, nil)
+		if !root.IsKind(err, root.Invalid) || !strings.Contains(root.MessageOf(err), "docker") {
 			t.Errorf("got %v, want Invalid", err)
 		}
 	})
-	t.Run("kind", func(t *testing.T) {
-		_, err := Build(t.Context(), h.socket, Request{App: "a", Kind: "docker"}, strings.NewReader(""), nil)
-		if !root.IsKind(err, root.Invalid) || !strings.Contains(root.MessageOf(err), "docker") {
-			t.Errorf("got %v, want Invalid", err)
+	t.Run("context not sent", func(t *testing.T) {
+		_, err := NewClient(h.socket).Build(t.Context(), Request{App: "a", Kind: KindGo, Context: string(digest.FromString("x"))}, nil)
+		if !root.IsKind(err, root.NotFound) {
+			t.Errorf("got %v, want NotFound", err)
 		}
 	})
 }
@@ -313,12 +344,13 @@ func TestCancelAndQueue(t *testing.T) {
 	command, pids := stuck(t)
 	h := start(t, func(o *options) { o.Go = command })
 	files := map[string]string{"go.mod": goMod, "main.go": "package main\nfunc main() {}\n"}
+	id, _ := send(t, h, "a", source(t, files), buildcontext.Options{})
 	var running []string
 	first, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	firstErr := make(chan error, 1)
 	go func() {
-		_, err := Build(first, h.socket, Request{App: "a", Kind: KindGo}, source(t, files), nil)
+		_, err := NewClient(h.socket).Build(first, Request{App: "a", Kind: KindGo, Context: id}, nil)
 		firstErr <- err
 	}()
 	eventually(t, "the build to run", func() bool {
@@ -330,7 +362,7 @@ func TestCancelAndQueue(t *testing.T) {
 	second, leave := context.WithCancel(t.Context())
 	defer leave()
 	var told string
-	_, err := Build(second, h.socket, Request{App: "b", Kind: KindGo}, source(t, files), func(l string) { told = l; leave() })
+	_, err := NewClient(h.socket).Build(second, Request{App: "a", Kind: KindGo, Context: id}, func(n News) { told = n.Log; leave() })
 	if !errors.Is(err, context.Canceled) || !strings.Contains(told, "waiting for 1 other build") {
 		t.Errorf("second build: got %v, told %q", err, told)
 	}
@@ -344,8 +376,8 @@ func TestCancelAndQueue(t *testing.T) {
 			return err != nil || strings.Contains(string(stat), ") Z ") // its parent's parent may be slow to reap
 		})
 	}
-	eventually(t, "the context to be removed", func() bool {
-		left, err := os.ReadDir(filepath.Join(h.dir, "contexts"))
+	eventually(t, "the source to be removed", func() bool {
+		left, err := os.ReadDir(filepath.Join(h.dir, "sources"))
 		return err == nil && len(left) == 0
 	})
 }
@@ -358,8 +390,9 @@ func TestIdle(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	done := make(chan error, 1)
+	id, _ := send(t, h, "a", source(t, files), buildcontext.Options{})
 	go func() {
-		_, err := Build(ctx, h.socket, Request{App: "a", Kind: KindGo}, source(t, files), nil)
+		_, err := NewClient(h.socket).Build(ctx, Request{App: "a", Kind: KindGo, Context: id}, nil)
 		done <- err
 	}()
 	eventually(t, "the build to run", func() bool { _, err := os.Stat(pids); return err == nil })
@@ -406,7 +439,7 @@ func TestRun(t *testing.T) {
 		}
 	})
 	files := map[string]string{"go.mod": goMod, "main.go": "package main\nfunc main() {}\n"}
-	img, err := Build(t.Context(), c.BuilderSocket(), Request{App: "a", Kind: KindGo}, source(t, files), nil)
+	img, _, err := build(t, &host{socket: c.BuilderSocket()}, "a", files, "")
 	if err != nil {
 		t.Error(err)
 	}
@@ -424,7 +457,7 @@ func TestNobodyListens(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeoutCause(t.Context(), 100*time.Millisecond, errors.New("had enough"))
 	defer cancel()
-	_, err := Build(ctx, filepath.Join(t.TempDir(), "none.sock"), Request{App: "a", Kind: KindGo}, strings.NewReader(""), nil)
+	_, err := NewClient(filepath.Join(t.TempDir(), "none.sock")).Build(ctx, Request{App: "a", Kind: KindGo}, nil)
 	if err == nil || !strings.Contains(err.Error(), "had enough") {
 		t.Errorf("got %v, want the cause", err)
 	}
@@ -434,7 +467,7 @@ func BenchmarkRebuildUnchanged(b *testing.B) {
 	h := start(b, nil)
 	files := map[string]string{"go.mod": goMod, "main.go": program}
 	for b.Loop() {
-		if _, _, err := build(b, h, "shop", files, nil); err != nil {
+		if _, _, err := build(b, h, "shop", files, ""); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -6,102 +6,129 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
+
+	digest "github.com/opencontainers/go-digest"
 
 	root "github.com/roost-run/roost"
 )
 
-// Request is one build.
-type Request struct {
-	App  root.AppName
-	Kind string            // KindGo
-	Args map[string]string // see the kind
-}
-
-// KindGo builds a Go program without Dockerfile. Its one argument is ArgPackage.
+// Kinds of builds.
 const (
-	KindGo     = "go"
-	ArgPackage = "package" // directory of the main package inside the context; default "."
+	KindDockerfile = "dockerfile"
+	KindGo         = "go" // a Go program without Dockerfile
 )
 
-// dialTimeout is how long Build waits for a builder that is just starting.
+// Request is one build of a context that was sent before.
+type Request struct {
+	App     root.AppName `json:"app"`
+	Kind    string       `json:"kind"`
+	Context string       `json:"context"` // ContextState.ID
+
+	Dockerfile     string            `json:"dockerfile,omitempty"`
+	DockerfileName string            `json:"dockerfile_name,omitempty"` // for messages
+	Target         string            `json:"target,omitempty"`
+	Args           map[string]string `json:"args,omitempty"`
+	Labels         map[string]string `json:"labels,omitempty"`
+	NoCache        bool              `json:"no_cache,omitempty"`
+	Secrets        map[string]string `json:"secrets,omitempty"` // for RUN --mount=type=secret, by id
+	// Scope names whose build it is; caches are shared within it only.
+	Scope string `json:"scope,omitempty"`
+	// Repositories of our own registry that it may build on; nil: all.
+	Repositories []string `json:"repositories,omitempty"`
+
+	Package string `json:"package,omitempty"` // of a Go build: directory of the main package inside the context; default "."
+}
+
+// LogValue keeps secrets out of logs.
+func (r Request) LogValue() slog.Value {
+	return slog.StringValue(r.Kind + " build of " + string(r.App))
+}
+
+func (r *Request) check() error {
+	if _, err := root.ParseAppName(string(r.App)); err != nil {
+		return err
+	}
+	switch r.Kind {
+	case KindDockerfile, KindGo:
+		return nil
+	}
+	return root.Errorf(root.Invalid, "%q is not a kind of build: %q and %q are", clip(r.Kind), KindDockerfile, KindGo)
+}
+
+// ContextState is what the builder has of a context.
+type ContextState struct {
+	ID      string          `json:"id"`
+	Missing []digest.Digest `json:"missing,omitempty"`
+}
+
+// News is news of a build: a line of its log, or BuildKit's status.
+type News struct {
+	Log    string
+	Status json.RawMessage // client.SolveStatus of BuildKit; nil: it is a line
+}
+
+// Client talks to the builder behind a socket, which may be just starting. It
+// is safe for concurrent use.
+type Client struct{ http *http.Client }
+
+// dialTimeout is how long a call waits for a builder that is just starting.
 const dialTimeout = 10 * time.Second
 
-const (
-	queryApp    = "app"
-	queryKind   = "kind"
-	queryPrefix = "arg." // of the arguments
-)
-
-func (r Request) query() url.Values {
-	q := url.Values{queryApp: {string(r.App)}, queryKind: {r.Kind}}
-	for k, v := range r.Args {
-		q.Set(queryPrefix+k, v)
-	}
-	return q
+// NewClient returns a client; it connects when used.
+func NewClient(socket string) *Client {
+	return &Client{&http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true, // an idle builder goes away
+		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx, socket) },
+	}}}
 }
 
-func parseRequest(q url.Values) (Request, error) {
-	app, err := root.ParseAppName(q.Get(queryApp))
+// Context hands over the list of a context's files, a buildcontext.Manifest in
+// JSON, and returns which of them the builder lacks.
+func (c *Client) Context(ctx context.Context, app root.AppName, manifest io.Reader) (ContextState, error) {
+	var state ContextState
+	resp, err := c.send(ctx, http.MethodPost, "/v1/apps/"+url.PathEscape(string(app))+"/contexts", manifest)
 	if err != nil {
-		return Request{}, err
+		return state, err
 	}
-	r := Request{App: app, Kind: q.Get(queryKind), Args: map[string]string{}}
-	if r.Kind != KindGo {
-		return Request{}, root.Errorf(root.Invalid, "%q is not a kind of build: only %q is", clip(r.Kind), KindGo)
+	defer resp.Body.Close()
+	if err := json.NewDecoder(resp.Body).Decode(&state); err != nil {
+		return state, gone(ctx, err)
 	}
-	for k := range q {
-		if k != queryApp && k != queryKind && k != queryPrefix+ArgPackage {
-			return Request{}, root.Errorf(root.Invalid, "a Go build has no argument %q", clip(k))
-		}
-	}
-	r.Args[ArgPackage] = q.Get(queryPrefix + ArgPackage)
-	return r, nil
+	return state, nil
 }
 
-// Build has the builder behind the socket build the context, a tar archive
-// (plain or gzip), and returns the image, stored on this host under
-// "registry.<domain>/<app>:deployment-<ulid>". Log, if set, is called with each
-// line of output, from this goroutine. When ctx ends the build is killed.
-// Kinds: Invalid (what is wrong with the source, with the compiler's words),
-// TooLarge, Precondition (no toolchain), Exhausted (queue, disk), Unavailable.
-func Build(ctx context.Context, socket string, r Request, tar io.Reader, log func(line string)) (root.Image, error) {
-	conn, err := dial(ctx, socket)
+// Blobs hands over files that were missing, as buildcontext.Write sends them.
+func (c *Client) Blobs(ctx context.Context, app root.AppName, id string, blobs io.Reader) error {
+	resp, err := c.send(ctx, http.MethodPut, "/v1/apps/"+url.PathEscape(string(app))+"/contexts/"+url.PathEscape(id)+"/blobs", blobs)
 	if err != nil {
-		return root.Image{}, err
+		return err
 	}
-	used := false
-	t := &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(context.Context, string, string) (net.Conn, error) {
-			if used {
-				return nil, errors.New("the connection is used up") // a context cannot be sent twice
-			}
-			used = true
-			return conn, nil
-		},
-	}
-	defer conn.Close()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://builder/v1/build?"+r.query().Encode(), io.NopCloser(tar))
+	return resp.Body.Close()
+}
+
+// Build has the image made and returns it, stored on this host under
+// "registry.<domain>/<app>:deployment-<ulid>" and ready to run. Progress, if
+// set, is called with what happens, from this goroutine. When ctx ends the
+// build is killed. Kinds: Invalid (what is wrong with the source, with the
+// tool's words), TooLarge, NotFound (base image), Precondition (no toolchain,
+// files of the context missing), Exhausted (queue, disk, memory), Unavailable.
+func (c *Client) Build(ctx context.Context, r Request, progress func(News)) (root.Image, error) {
+	body, err := json.Marshal(r)
 	if err != nil {
 		return root.Image{}, fmt.Errorf("build: %w", err)
 	}
-	resp, err := t.RoundTrip(req)
+	resp, err := c.send(ctx, http.MethodPost, "/v1/builds", strings.NewReader(string(body)))
 	if err != nil {
-		return root.Image{}, gone(ctx, err)
+		return root.Image{}, err
 	}
 	defer resp.Body.Close()
 	dec := json.NewDecoder(resp.Body)
-	if resp.StatusCode != http.StatusOK {
-		var e wireError
-		if err := dec.Decode(&e); err != nil {
-			return root.Image{}, fmt.Errorf("build: the builder answered %s: %w", resp.Status, err)
-		}
-		return root.Image{}, e.err()
-	}
 	for {
 		var ev event
 		if err := dec.Decode(&ev); err != nil {
@@ -113,10 +140,37 @@ func Build(ctx context.Context, socket string, r Request, tar io.Reader, log fun
 		case ev.Image != nil:
 			i := ev.Image
 			return root.Image{Registry: i.Registry, Repository: i.Repository, Tag: i.Tag, Digest: root.Digest(i.Digest)}, nil
-		case ev.Log != nil && log != nil:
-			log(*ev.Log)
+		case progress == nil:
+		case ev.Status != nil:
+			progress(News{Status: ev.Status})
+		case ev.Log != nil:
+			progress(News{Log: *ev.Log})
 		}
 	}
+}
+
+// send makes a call; any status but 200 is the builder's error.
+func (c *Client) send(ctx context.Context, method, path string, body io.Reader) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, "http://builder"+path, io.NopCloser(body))
+	if err != nil {
+		return nil, fmt.Errorf("builder: %w", err)
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		if re, ok := errors.AsType[*root.Error](err); ok { // of dial, or of whoever sends the body
+			return nil, re
+		}
+		return nil, gone(ctx, err)
+	}
+	if resp.StatusCode == http.StatusOK {
+		return resp, nil
+	}
+	defer resp.Body.Close()
+	var e wireError
+	if err := json.NewDecoder(resp.Body).Decode(&e); err != nil {
+		return nil, fmt.Errorf("the builder answered %s: %w", resp.Status, err)
+	}
+	return nil, e.err()
 }
 
 func (e *wireError) err() error {
@@ -128,6 +182,13 @@ func gone(ctx context.Context, err error) error {
 		return fmt.Errorf("build: %w", context.Cause(ctx))
 	}
 	return &root.Error{Kind: root.Unavailable, Message: "the builder went away before the build was done: try again", Err: err}
+}
+
+func clip(s string) string {
+	if len(s) > 120 {
+		return s[:120] + "..."
+	}
+	return s
 }
 
 // dial connects to a builder that may not listen yet.

@@ -7,13 +7,17 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	imagesapi "github.com/containerd/containerd/api/services/images/v1"
 	leasesapi "github.com/containerd/containerd/api/services/leases/v1"
+	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/v2/core/content"
 	contentproxy "github.com/containerd/containerd/v2/core/content/proxy"
 	"github.com/containerd/containerd/v2/core/leases"
 	leasesproxy "github.com/containerd/containerd/v2/core/leases/proxy"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	snapshotsproxy "github.com/containerd/containerd/v2/core/snapshots/proxy"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/containerd/errdefs"
@@ -31,6 +35,9 @@ import (
 // namespace is the store's only one.
 const namespace = "roost"
 
+// flightExpiry ends what a build leased and never gave back. Longer than a build.
+const flightExpiry = 6 * time.Hour
+
 // maxMessage is the server's bound for one message.
 const maxMessage = 16 << 20
 
@@ -38,6 +45,7 @@ const maxMessage = 16 << 20
 type store struct {
 	conn    *grpc.ClientConn
 	content content.Store
+	snaps   snapshots.Snapshotter
 	leases  leases.Manager
 	images  imagesapi.ImagesClient
 }
@@ -52,6 +60,7 @@ func borrow(socket string) (*store, error) {
 	return &store{
 		conn:    conn,
 		content: contentproxy.NewContentStore(conn),
+		snaps:   snapshotsproxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), "overlayfs"),
 		leases:  leasesproxy.NewLeaseManager(leasesapi.NewLeasesClient(conn)),
 		images:  imagesapi.NewImagesClient(conn),
 	}, nil
@@ -62,7 +71,7 @@ func (s *store) Close() error { return s.conn.Close() }
 // flight returns a context under whose lease what is written stays until done.
 func (s *store) flight(ctx context.Context) (context.Context, func(), error) {
 	ctx = namespaces.WithNamespace(ctx, namespace)
-	l, err := s.leases.Create(ctx, leases.WithRandomID())
+	l, err := s.leases.Create(ctx, leases.WithRandomID(), leases.WithExpiration(flightExpiry))
 	if err != nil {
 		return nil, nil, storeError(err)
 	}

@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"archive/tar"
 	"context"
 	"encoding/json"
 	"errors"
@@ -18,6 +17,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/roost-run/roost/internal/buildcontext"
 	"github.com/roost-run/roost/internal/client"
 	"github.com/roost-run/roost/internal/config"
 	"github.com/roost-run/roost/machines"
@@ -429,29 +429,37 @@ func TestBuildContext(t *testing.T) {
 	}
 	defer l.Close()
 
+	if err := os.WriteFile(filepath.Join(dir, "go.mod"), []byte("module shop"), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	got := map[string]string{}
-	a := newAPI(t)
-	a.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if q := r.URL.Query(); q.Get("app") != "shop" || q.Get("arg.package") != "./cmd" {
-			t.Errorf("query: got %v", q)
+	a, mux := newAPI(t), http.NewServeMux()
+	a.Config.Handler = mux // newAPI's own reads bodies
+	mux.HandleFunc("POST /roost/v1/apps/shop/builds/contexts", func(w http.ResponseWriter, r *http.Request) {
+		var m buildcontext.Manifest
+		if err := json.NewDecoder(r.Body).Decode(&m); err != nil {
+			t.Error(err)
 		}
-		tr := tar.NewReader(r.Body)
-		for {
-			h, err := tr.Next()
-			if err != nil {
-				break
-			}
-			got[h.Name] = h.Linkname
+		for _, e := range m.Entries {
+			got[e.Path] = e.Link
+		}
+		_ = json.NewEncoder(w).Encode(client.ContextState{ID: "sha256:1"})
+	})
+	mux.HandleFunc("POST /roost/v1/apps/shop/builds", func(w http.ResponseWriter, r *http.Request) {
+		var b client.BuildSpec
+		if err := json.NewDecoder(r.Body).Decode(&b); err != nil || b.Kind != "go" || b.Package != "./cmd" || b.Context != "sha256:1" {
+			t.Errorf("build: got %+v, %v", b, err)
 		}
 		text := "compiling"
 		_ = json.NewEncoder(w).Encode(client.Progress{Log: &text})
 		_ = json.NewEncoder(w).Encode(client.Progress{Image: &client.Image{Ref: "registry.localhost/shop:latest@sha256:1"}})
 	})
+	t.Setenv("XDG_CACHE_HOME", t.TempDir())
 	s := a.run(t, "image", "build", dir, "--app", "shop", "--package", "./cmd")
 	if want := (said{"registry.localhost/shop:latest@sha256:1\n", "compiling\n", 0}); s != want {
 		t.Errorf("got %+v, want %+v", s, want)
 	}
-	want := map[string]string{".dockerignore": "", ".env": "", "main.go": "", "keep.log": "", "link.go": "main.go", "sub": "", "sub/b.go": "", "sub/c.log": "", "vendor": "", "vendor/m": "", "vendor/m/m.go": ""}
+	want := map[string]string{".dockerignore": "", ".env": "", "go.mod": "", "main.go": "", "keep.log": "", "link.go": "main.go", "sub": "", "sub/b.go": "", "vendor": "", "vendor/m": "", "vendor/m/m.go": ""}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("sent (-want +got):\n%s", diff)
 	}
@@ -460,13 +468,19 @@ func TestBuildContext(t *testing.T) {
 // A program that does not compile: the compiler's words once.
 func TestBuildFailureOnce(t *testing.T) {
 	a := newAPI(t)
-	a.mux.HandleFunc("POST /roost/v1/images/build", func(w http.ResponseWriter, _ *http.Request) {
+	a.answer("POST /roost/v1/apps/shop/builds/contexts", 200, client.ContextState{ID: "sha256:1"})
+	a.mux.HandleFunc("POST /roost/v1/apps/shop/builds", func(w http.ResponseWriter, _ *http.Request) {
 		for _, l := range []string{"# bad", "./main.go:3:15: undefined: x"} {
 			_ = json.NewEncoder(w).Encode(client.Progress{Log: &l})
 		}
 		_ = json.NewEncoder(w).Encode(client.Progress{Error: &client.Failure{Status: 422, Message: "the program does not compile:\n# bad\n./main.go:3:15: undefined: x"}})
 	})
-	s := a.run(t, "image", "build", t.TempDir(), "--app", "shop")
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "go.mod"), []byte("module bad"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("XDG_CACHE_HOME", t.TempDir())
+	s := a.run(t, "image", "build", dir, "--app", "shop")
 	s.want(t, exitFailed, "Error: the program does not compile\n")
 	if n := strings.Count(s.err, "undefined: x"); n != 1 {
 		t.Errorf("the compiler's error is there %d times, want once:\n%s", n, s.err)

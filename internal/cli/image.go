@@ -1,22 +1,13 @@
 package cli
 
 import (
-	"archive/tar"
-	"context"
-	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 
-	"github.com/moby/patternmatcher"
-	"github.com/moby/patternmatcher/ignorefile"
 	"github.com/spf13/cobra"
 
 	"github.com/roost-run/roost/internal/client"
-	"github.com/roost-run/roost/machines"
 )
 
 func newImageCmd(f *factory) *cobra.Command {
@@ -150,153 +141,4 @@ func newImageRemoveCmd(f *factory) *cobra.Command {
 			return nil
 		},
 	}
-}
-
-func newImageBuildCmd(f *factory) *cobra.Command {
-	var asJSON bool
-	var pkg string
-	cmd := &cobra.Command{
-		Use:   "build DIR",
-		Short: "Make an image from a Go program; no Dockerfile is needed",
-		Long: `Make an image from a Go program: a static binary, CA certificates, time zones
-and a user that is not root. DIR is sent to the host and built there; hidden
-folders and what .dockerignore names stay here. Interrupting this command
-cancels the build.`,
-		Example: "  roost image build . --app shop\n  roost image build . --package ./cmd/shop --app shop",
-		Args:    cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			app, err := f.appName()
-			if err != nil {
-				return err
-			}
-			c, err := f.client()
-			if err != nil {
-				return err
-			}
-			if fi, err := os.Stat(args[0]); err != nil || !fi.IsDir() {
-				return usageError{fmt.Errorf("%s is not a directory: name the one that holds the program", args[0])}
-			}
-			ignored, err := readIgnore(args[0])
-			if err != nil {
-				return err
-			}
-			pr, pw := io.Pipe()
-			sent := make(chan error, 1)
-			go func() { // ends when everything was read or the request ended
-				err := writeContext(cmd.Context(), pw, args[0], ignored)
-				pw.CloseWithError(err)
-				sent <- err
-			}()
-			var last string
-			image, err := c.BuildImage(cmd.Context(), app, "go", map[string]string{"package": pkg}, pr, func(p client.Progress) {
-				if p.Log != nil {
-					last = *p.Log
-					f.io.Notef("%s", last)
-				}
-			})
-			_ = pr.Close() // releases the writer if the reply came early
-			if broken := <-sent; broken != nil && !errors.Is(broken, io.ErrClosedPipe) && cmd.Context().Err() == nil {
-				return broken // why the request failed
-			}
-			if err != nil {
-				return shownOnce(err, last)
-			}
-			return f.printImage(image, asJSON)
-		},
-	}
-	cmd.Flags().StringVar(&pkg, "package", ".", "the main package, relative to DIR")
-	return f.onApp(jsonFlag(cmd, &asJSON))
-}
-
-// shownOnce cuts from a build's error the output that was shown as its log.
-func shownOnce(err error, last string) error {
-	apiErr, ok := errors.AsType[*machines.Error](err)
-	if !ok || last == "" {
-		return err
-	}
-	summary, output, ok := strings.Cut(apiErr.Message, "\n")
-	if !ok || !strings.HasSuffix(strings.TrimSpace(output), strings.TrimSpace(last)) {
-		return err
-	}
-	short := *apiErr
-	short.Message = strings.TrimSuffix(summary, ":")
-	return &short
-}
-
-// readIgnore reads dir's .dockerignore; without one nothing is ignored.
-func readIgnore(dir string) (*patternmatcher.PatternMatcher, error) {
-	var patterns []string
-	file, err := os.Open(filepath.Join(dir, ".dockerignore"))
-	if err == nil {
-		defer file.Close()
-		patterns, err = ignorefile.ReadAll(file)
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("read .dockerignore: %w", err)
-	}
-	return patternmatcher.New(patterns)
-}
-
-// writeContext sends the regular files, folders and links of dir.
-func writeContext(ctx context.Context, w io.Writer, dir string, ignored *patternmatcher.PatternMatcher) error {
-	tw := tar.NewWriter(w)
-	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		name, err := filepath.Rel(dir, path)
-		if err != nil || name == "." {
-			return err
-		}
-		if d.IsDir() && strings.HasPrefix(d.Name(), ".") {
-			return fs.SkipDir
-		}
-		skip, err := ignored.MatchesOrParentMatches(name)
-		if err != nil {
-			return fmt.Errorf(".dockerignore: %w", err)
-		}
-		if skip && d.IsDir() && !ignored.Exclusions() {
-			return fs.SkipDir
-		}
-		if skip {
-			return nil
-		}
-		fi, err := d.Info()
-		if err != nil {
-			return err
-		}
-		link := ""
-		if fi.Mode()&fs.ModeSymlink != 0 {
-			if link, err = os.Readlink(path); err != nil {
-				return err
-			}
-		} else if !fi.Mode().IsRegular() && !fi.IsDir() {
-			return nil // sockets and devices are not part of a program
-		}
-		h, err := tar.FileInfoHeader(fi, link)
-		if err != nil {
-			return err
-		}
-		h.Name = filepath.ToSlash(name)
-		if err := tw.WriteHeader(h); err != nil {
-			return err
-		}
-		if !fi.Mode().IsRegular() {
-			return nil
-		}
-		file, err := os.Open(path)
-		if err != nil {
-			return err
-		}
-		defer file.Close()
-		_, err = io.CopyN(tw, file, fi.Size())
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("send %s: %w", dir, err)
-	}
-	return tw.Close()
 }

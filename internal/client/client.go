@@ -100,21 +100,6 @@ func (c *Client) LoadImage(ctx context.Context, archive io.Reader, as string) ([
 	return images, nil
 }
 
-// BuildImage sends a directory as a tar stream and follows the build; when ctx
-// ends, the build is cancelled.
-func (c *Client) BuildImage(ctx context.Context, app, kind string, args map[string]string, tar io.Reader, progress func(Progress)) (Image, error) {
-	q := url.Values{"app": {app}, "kind": {kind}}
-	for k, v := range args {
-		q.Set("arg."+k, v)
-	}
-	req, err := c.NewRequest(ctx, http.MethodPost, prefix+"/images/build?"+q.Encode(), tar)
-	if err != nil {
-		return Image{}, err
-	}
-	req.Header.Set("Content-Type", "application/x-tar")
-	return c.progress(req, progress)
-}
-
 func (c *Client) post(ctx context.Context, path string, body []byte) (*http.Request, error) {
 	req, err := c.NewRequest(ctx, http.MethodPost, path, bytes.NewReader(body))
 	if err != nil {

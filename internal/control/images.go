@@ -41,18 +41,9 @@ type ImageStore interface {
 	// app's name; "" if it names something else.
 	Own(ref string) (repository string, err error)
 	Remove(ctx context.Context, ref string) error
-}
-
-// BuildRequest asks for an image made from a directory.
-type BuildRequest struct {
-	App  root.AppName
-	Kind string // "go"
-	Args map[string]string
-}
-
-// Builder makes images.
-type Builder interface {
-	Build(ctx context.Context, r BuildRequest, context io.Reader, log func(line string)) (root.Image, error)
+	// Protect makes digests the images that owner must not lose, in place of
+	// those before; none releases it.
+	Protect(ctx context.Context, owner string, digests ...root.Digest) error
 }
 
 // List returns the images on this host, without those of other organisations'
@@ -155,13 +146,4 @@ func (s *Images) Remove(ctx context.Context, a auth.Actor, ref string) error {
 		return err
 	}
 	return s.d.Images.Remove(ctx, ref)
-}
-
-// Build makes an image for an app from a tar stream of a directory. When ctx
-// ends the build is cancelled.
-func (s *Images) Build(ctx context.Context, a auth.Actor, r BuildRequest, tar io.Reader, log func(line string)) (root.Image, error) {
-	if _, err := s.d.app(a, auth.ImageBuild, r.App); err != nil {
-		return root.Image{}, err
-	}
-	return s.d.Builder.Build(ctx, r, tar, log)
 }

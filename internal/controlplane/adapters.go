@@ -62,14 +62,38 @@ func (s imageStore) Load(ctx context.Context, r io.Reader, as string, allow func
 // imageBuilder reaches the builder process, which is started when needed.
 type imageBuilder struct {
 	supervisor *orders.Client
-	socket     string
+	client     *builder.Client
 }
 
-func (b imageBuilder) Build(ctx context.Context, r control.BuildRequest, tar io.Reader, log func(string)) (root.Image, error) {
+func (b imageBuilder) Context(ctx context.Context, app root.AppName, manifest io.Reader) (control.ContextState, error) {
+	if err := b.supervisor.StartBuilder(ctx); err != nil {
+		return control.ContextState{}, err
+	}
+	state, err := b.client.Context(ctx, app, manifest)
+	out := control.ContextState{ID: state.ID}
+	for _, d := range state.Missing {
+		out.Missing = append(out.Missing, string(d))
+	}
+	return out, err
+}
+
+func (b imageBuilder) Blobs(ctx context.Context, app root.AppName, id string, r io.Reader) error {
+	if err := b.supervisor.StartBuilder(ctx); err != nil {
+		return err
+	}
+	return b.client.Blobs(ctx, app, id, r)
+}
+
+func (b imageBuilder) Build(ctx context.Context, r control.BuildRequest, news func(control.BuildNews)) (root.Image, error) {
 	if err := b.supervisor.StartBuilder(ctx); err != nil {
 		return root.Image{}, err
 	}
-	return builder.Build(ctx, b.socket, builder.Request{App: r.App, Kind: r.Kind, Args: r.Args}, tar, log)
+	req := builder.Request{
+		App: r.App, Kind: r.Kind, Context: r.Context, Dockerfile: r.Dockerfile, DockerfileName: r.DockerfileName,
+		Target: r.Target, Args: r.Args, Labels: r.Labels, NoCache: r.NoCache, Package: r.Package, Secrets: r.Secrets,
+		Scope: string(r.Org), Repositories: r.Repositories,
+	}
+	return b.client.Build(ctx, req, func(n builder.News) { news(control.BuildNews{Log: n.Log, Status: n.Status}) })
 }
 
 // logReader reads the logs of this host.

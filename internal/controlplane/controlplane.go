@@ -32,6 +32,7 @@ import (
 	"github.com/roost-run/roost/internal/api"
 	"github.com/roost-run/roost/internal/atomicfile"
 	"github.com/roost-run/roost/internal/auth"
+	"github.com/roost-run/roost/internal/builder"
 	"github.com/roost-run/roost/internal/catalog"
 	"github.com/roost-run/roost/internal/config"
 	"github.com/roost-run/roost/internal/certs/issue"

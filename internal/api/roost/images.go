@@ -1,10 +1,7 @@
 package roost
 
 import (
-	"fmt"
-	"io"
 	"net/http"
-	"strings"
 	"sync"
 
 	root "github.com/roost-run/roost"
@@ -74,33 +71,6 @@ func (h *handlers) loadImage(w http.ResponseWriter, r *http.Request) error {
 
 func fromImage(i root.Image) client.Image {
 	return client.Image{Ref: i.Ref(), Digest: string(i.Digest)}
-}
-
-// buildImage streams the build's output, also while the archive still comes in.
-func (h *handlers) buildImage(w http.ResponseWriter, r *http.Request) error {
-	q := r.URL.Query()
-	app, err := root.ParseAppName(q.Get("app"))
-	if err != nil {
-		return err
-	}
-	req := control.BuildRequest{App: app, Kind: q.Get("kind"), Args: make(map[string]string)}
-	for name, values := range q {
-		if key, ok := strings.CutPrefix(name, "arg."); ok {
-			req.Args[key] = values[0]
-		}
-	}
-	if err := http.NewResponseController(w).EnableFullDuplex(); err != nil {
-		return fmt.Errorf("build image: %w", err)
-	}
-	s := newProgress(w)
-	image, err := h.Images.Build(r.Context(), route.Actor(r), req, r.Body, func(line string) {
-		s.send(client.Progress{Log: &line})
-	})
-	// A build that failed leaves some of the archive. The client may use the
-	// connection again once it has its answer, so what it sends must be gone
-	// by then; an error here only costs the connection.
-	_, _ = io.Copy(io.Discard, r.Body)
-	return s.finish(image, err)
 }
 
 // progress is a stream of client.Progress. An error before its first line is

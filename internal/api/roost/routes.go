@@ -13,6 +13,7 @@ import (
 	root "github.com/roost-run/roost"
 	"github.com/roost-run/roost/internal/api/route"
 	"github.com/roost-run/roost/internal/auth"
+	"github.com/roost-run/roost/internal/buildcontext"
 	"github.com/roost-run/roost/internal/control"
 	"github.com/roost-run/roost/internal/orders"
 )
@@ -37,7 +38,9 @@ type Images interface {
 	Pull(ctx context.Context, a auth.Actor, ref string, progress func(control.PullProgress)) (root.Image, error)
 	Load(ctx context.Context, a auth.Actor, r io.Reader, as string) ([]root.Image, error)
 	Remove(ctx context.Context, a auth.Actor, ref string) error
-	Build(ctx context.Context, a auth.Actor, r control.BuildRequest, tar io.Reader, log func(line string)) (root.Image, error)
+	BuildContext(ctx context.Context, a auth.Actor, app root.AppName, manifest io.Reader) (control.ContextState, error)
+	BuildFiles(ctx context.Context, a auth.Actor, app root.AppName, id string, r io.Reader) error
+	Build(ctx context.Context, a auth.Actor, r control.BuildRequest, news func(control.BuildNews)) (root.Image, error)
 }
 
 // Logs are control's verbs on logs.
@@ -96,7 +99,9 @@ func Routes(o Options) []route.Route {
 		{Method: http.MethodDelete, Pattern: base + "/images", Permission: auth.ImageRemove, Handler: h.removeImage},
 		{Method: http.MethodPost, Pattern: base + "/images/pull", Permission: auth.ImagePull, Handler: h.pullImage},
 		{Method: http.MethodPost, Pattern: base + "/images/load", Permission: auth.ImagePush, Handler: h.loadImage, Body: streamed},
-		{Method: http.MethodPost, Pattern: base + "/images/build", Permission: auth.ImageBuild, Handler: h.buildImage, Body: streamed},
+		{Method: http.MethodPost, Pattern: base + "/apps/{app}/builds/contexts", Permission: auth.ImageBuild, Handler: h.beginContext, Body: buildcontext.MaxManifest},
+		{Method: http.MethodPut, Pattern: base + "/apps/{app}/builds/contexts/{context}/blobs", Permission: auth.ImageBuild, Handler: h.sendFiles, Body: streamed},
+		{Method: http.MethodPost, Pattern: base + "/apps/{app}/builds", Permission: auth.ImageBuild, Handler: h.build, Body: maxBuildSpec},
 
 		{Method: http.MethodGet, Pattern: base + "/hosts", Permission: auth.HostRead, Handler: h.listHosts},
 		{Method: http.MethodGet, Pattern: base + "/apps/{app}/logs", Permission: auth.LogRead, Handler: h.logs},

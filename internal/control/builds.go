@@ -1,0 +1,85 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"slices"
+
+	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/internal/auth"
+)
+
+// ContextState is what the builder has of a build context.
+type ContextState struct {
+	ID      string
+	Missing []string // digests of files to be sent
+}
+
+// BuildRequest asks for an image made from a context that was sent before.
+type BuildRequest struct {
+	App            root.AppName
+	Kind           string // "dockerfile", "go"
+	Context        string // ContextState.ID
+	Dockerfile     string
+	DockerfileName string // for messages
+	Target         string
+	Args, Labels   map[string]string
+	NoCache        bool
+	Package        string            // of a Go build
+	Secrets        map[string]string // that RUN --mount=type=secret may read, by name
+	AppSecrets     []string          // names of the app's own that it may read, too
+
+	// What follows is filled in here.
+	Org          root.OrgSlug // caches are shared within it
+	Repositories []string     // of our own registry that it may build on; nil: all
+}
+
+// BuildNews is a line of a build's log, or BuildKit's status in JSON.
+type BuildNews struct {
+	Log    string
+	Status json.RawMessage
+}
+
+// Builder makes images.
+type Builder interface {
+	Context(ctx context.Context, app root.AppName, manifest io.Reader) (ContextState, error)
+	Blobs(ctx context.Context, app root.AppName, id string, r io.Reader) error
+	Build(ctx context.Context, r BuildRequest, news func(BuildNews)) (root.Image, error)
+}
+
+// BuildContext begins the upload of a directory for a build of an app: the
+// list of its files. The answer says which of them are to be sent.
+func (s *Images) BuildContext(ctx context.Context, a auth.Actor, app root.AppName, manifest io.Reader) (ContextState, error) {
+	if _, err := s.d.app(a, auth.ImageBuild, app); err != nil {
+		return ContextState{}, err
+	}
+	return s.d.Builder.Context(ctx, app, manifest)
+}
+
+// BuildFiles goes on with the upload. What arrived whole stays when it breaks.
+func (s *Images) BuildFiles(ctx context.Context, a auth.Actor, app root.AppName, id string, r io.Reader) error {
+	if _, err := s.d.app(a, auth.ImageBuild, app); err != nil {
+		return err
+	}
+	return s.d.Builder.Blobs(ctx, app, id, r)
+}
+
+// Build makes an image for an app. When ctx ends the build is cancelled.
+func (s *Images) Build(ctx context.Context, a auth.Actor, r BuildRequest, news func(BuildNews)) (root.Image, error) {
+	app, err := s.d.app(a, auth.ImageBuild, r.App)
+	if err != nil {
+		return root.Image{}, err
+	}
+	r.Org = app.Org
+	if !a.Root {
+		r.Repositories = []string{}
+		for other := range s.d.Catalog.Snapshot().Apps() {
+			if other.Org == app.Org {
+				r.Repositories = append(r.Repositories, string(other.Name))
+			}
+		}
+		slices.Sort(r.Repositories)
+	}
+	return s.d.Builder.Build(ctx, r, news)
+}
