@@ -459,7 +459,7 @@ func TestBuildContext(t *testing.T) {
 	if want := (said{"registry.localhost/shop:latest@sha256:1\n", "compiling\n", 0}); s != want {
 		t.Errorf("got %+v, want %+v", s, want)
 	}
-	want := map[string]string{".dockerignore": "", ".env": "", "go.mod": "", "main.go": "", "keep.log": "", "link.go": "main.go", "sub": "", "sub/b.go": "", "vendor": "", "vendor/m": "", "vendor/m/m.go": ""}
+	want := map[string]string{".dockerignore": "", ".env": "", "go.mod": "", "main.go": "", "keep.log": "", "link.go": "main.go", "sub": "", "sub/b.go": "", "sub/c.log": "", "vendor": "", "vendor/m": "", "vendor/m/m.go": ""}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("sent (-want +got):\n%s", diff)
 	}
