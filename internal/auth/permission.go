@@ -38,6 +38,8 @@ const (
 	SecretRead    Permission = "secret:read" // names and digests: no route returns a value
 	SecretWrite   Permission = "secret:write"
 	MachineCreate Permission = "machine:create"
+	ReleaseRead   Permission = "release:read"
+	ReleaseCreate Permission = "release:create" // deploy, roll back, cancel, plan
 
 	MachineRead     Permission = "machine:read" // wait, events, versions, ps, metadata included
 	MachineUpdate   Permission = "machine:update"
@@ -52,9 +54,9 @@ const (
 	MachineLease    Permission = "machine:lease"
 	MachineMetadata Permission = "machine:metadata" // writing it
 	MachineBusy     Permission = "machine:busy"
+	MachineDial     Permission = "machine:dial" // reach its ports past the proxy
 )
 
-	MachineDial     Permission = "machine:dial" // reach its ports past the proxy
 // grant is what a scope may do with a permission.
 type grant uint8
 
@@ -120,6 +122,8 @@ var table = []row{
 	{SecretRead, ofApp, readers},
 	{SecretWrite, ofApp, writers},
 	{MachineCreate, ofApp, writers},
+	{ReleaseRead, ofApp, readers},
+	{ReleaseCreate, ofApp, writers},
 
 	{MachineRead, ofMachine, everybody},
 	{MachineUpdate, ofMachine, writers},
@@ -134,11 +138,11 @@ var table = []row{
 	{MachineLease, ofMachine, writers},
 	{MachineMetadata, ofMachine, writers},
 	{MachineBusy, ofMachine, selfOnly},
+	{MachineDial, ofMachine, writers},
 }
 
 // Permissions yields every permission.
 func Permissions() iter.Seq[Permission] {
-	{MachineDial, ofMachine, writers},
 	return func(yield func(Permission) bool) {
 		for _, r := range table {
 			if !yield(r.permission) {
