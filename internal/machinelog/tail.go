@@ -21,9 +21,13 @@ type Filter struct {
 	Machine root.MachineID // "" is every machine in the directory
 	Since   time.Time      // zero is the beginning
 	Lines   int            // at most so many of the newest; 0 is all
+	// Match, unless nil, chooses among the lines that the rest leaves.
+	Match func(Line) bool
 }
 
-func (f Filter) match(l Line) bool { return !l.At.Before(f.Since) }
+func (f Filter) match(l Line) bool {
+	return !l.At.Before(f.Since) && (f.Machine == "" || l.Machine == f.Machine) && (f.Match == nil || f.Match(l))
+}
 
 // settle is how long a reader that follows lets lines gather, so that those
 // of several machines come in the order of their time.
@@ -91,7 +95,7 @@ func (t *tail) read(most int) ([]Line, error) {
 	}
 	var lines []Line
 	for _, id := range slices.Sorted(maps.Keys(all)) {
-		if t.filter.Machine != "" && id != t.filter.Machine {
+		if t.filter.Machine != "" && id != t.filter.Machine && !process(id) {
 			continue
 		}
 		c := t.cursors[id]
@@ -124,7 +128,9 @@ func (t *tail) machine(id root.MachineID, numbers []uint64, c *cursor, most int)
 			offset = c.offset
 		}
 		end, err := readSegment(segmentName(t.dir, id, n), offset, func(l Line) {
-			l.Machine = id
+			if !process(id) {
+				l.Machine = id
+			}
 			if !t.filter.match(l) {
 				return
 			}
@@ -168,6 +174,6 @@ func readSegment(name string, offset int64, f func(Line)) (int64, error) {
 		if err := json.Unmarshal(bytes.TrimSpace(data), &l); err != nil {
 			continue // torn by a crash
 		}
-		f(Line{At: l.At, App: l.App, Instance: l.Instance, Region: l.Region, Provider: l.Provider, Stream: l.Stream, Message: l.Message})
+		f(Line{At: l.At, App: l.App, Machine: l.Machine, Instance: l.Instance, Region: l.Region, Provider: l.Provider, Stream: l.Stream, Message: l.Message})
 	}
 }

@@ -1,12 +1,13 @@
 // Package machinelog keeps what machines print, and what the platform says
-// about them, in files on the machine's own host: one line of JSON each, in
-// segments of which the oldest are deleted when the machine's budget is used
-// up. The supervisor writes, the control process reads; they share nothing
-// but the files. It does not understand what it stores.
+// about them and their apps, in files on the machine's own host: one line of
+// JSON each, in segments of which the oldest are deleted when a budget is used
+// up. It does not understand what it stores.
 //
-// A machine's segments are <machine>.<number>.log; only the one with the
-// highest number grows, and none is ever renamed, so that a reader always
-// knows where it is.
+// An app has a directory, and in it each writer its own segments,
+// <writer>.<number>.log: the supervisor one for each machine, control and the
+// edge one each for what they have to say of the app (Apps). Only the segment
+// with the highest number grows, and none is ever renamed, so that a reader
+// always knows where it is. Writers and readers share nothing but the files.
 //
 // Writers and readers start no goroutines of their own.
 package machinelog
@@ -48,6 +49,7 @@ const (
 	ProviderApp    = "app"    // what the machine printed
 	ProviderRunner = "runner" // what the host did with it
 	ProviderProxy  = "proxy"  // what the edge has to say
+	ProviderHealth = "health" // what checks found
 )
 
 // Line is one line of a log.
@@ -62,8 +64,10 @@ type Line struct {
 	Message  string // without the line's end; always valid UTF-8
 }
 
-// record is a Line on disk. The machine is in the file's name.
+// record is a Line on disk. The machine is in the file's name, unless the
+// file is not a machine's.
 type record struct {
+	Machine  root.MachineID  `json:"id,omitempty"`
 	At       time.Time       `json:"t"`
 	App      root.AppName    `json:"a,omitempty"`
 	Instance root.InstanceID `json:"i,omitempty"`
@@ -75,6 +79,7 @@ type record struct {
 
 // Source says whose lines they are.
 type Source struct {
+	Machine  root.MachineID // only in a file that is not a machine's
 	App      root.AppName
 	Instance root.InstanceID
 	Region   root.Region
@@ -314,7 +319,7 @@ func (w *Writer) drops() {
 func (w *Writer) add(s Source, provider, stream string, text []byte) {
 	before := w.buf.Len()
 	err := w.enc.Encode(record{
-		At: w.now().UTC(), App: s.App, Instance: s.Instance, Region: s.Region,
+		At: w.now().UTC(), Machine: s.Machine, App: s.App, Instance: s.Instance, Region: s.Region,
 		Provider: provider, Stream: stream, Message: strings.ToValidUTF8(string(text), "\uFFFD"),
 	})
 	if err != nil { // strings and a time always encode
