@@ -69,11 +69,10 @@ type Options struct {
 	Hosts    Hosts
 	Machines Machines
 	Secrets  Secrets
+	Scale    Scale
 	Log      *slog.Logger
 }
 
-	Scale    Scale
-	Releases Releases
 type handlers struct{ Options }
 
 // streamed lets a body be as long as it likes: the handler passes it on.
@@ -107,11 +106,11 @@ func Routes(o Options) []route.Route {
 		{Method: http.MethodGet, Pattern: base + "/apps/{app}/logs", Permission: auth.LogRead, Handler: h.logs},
 		{Method: http.MethodGet, Pattern: base + "/apps/{app}/secrets", Permission: auth.SecretRead, Handler: h.listSecrets},
 		{Method: http.MethodPost, Pattern: base + "/apps/{app}/secrets/deploy", Permission: auth.SecretWrite, Handler: h.deploySecrets},
-		{Method: http.MethodGet, Pattern: machine + "/inspect", Permission: auth.MachineRead, Handler: h.inspect},
-		{Method: http.MethodGet, Pattern: machine + "/exec", Permission: auth.MachineExec, Handler: h.exec},
-	}
-}
 		{Method: http.MethodGet, Pattern: base + "/apps/{app}/scale", Permission: auth.MachineRead, Handler: h.showScale},
 		{Method: http.MethodPost, Pattern: base + "/apps/{app}/scale/count", Permission: auth.MachineCreate, Handler: h.scaleCount},
 		{Method: http.MethodPost, Pattern: base + "/apps/{app}/scale/size", Permission: auth.MachineUpdate, Handler: h.scaleSize},
 		{Method: http.MethodPost, Pattern: base + "/apps/{app}/restart", Permission: auth.MachineRestart, Handler: h.restartApp},
+		{Method: http.MethodGet, Pattern: machine + "/inspect", Permission: auth.MachineRead, Handler: h.inspect},
+		{Method: http.MethodGet, Pattern: machine + "/exec", Permission: auth.MachineExec, Handler: h.exec},
+	}
+}
