@@ -46,8 +46,9 @@ var arrows = map[string][]string{
 	"catalog/feed":  {"catalog"},
 
 	"seal":      {},
-	"control":   {"state", "catalog", "placement", "auth", "orders", "seal"},
+	"control":   {"state", "certs", "catalog", "placement", "auth", "orders", "seal", "rollout"},
 	"placement": {},
+	"rollout":   {},
 	"auth":      {},
 	"wire":      {"/machines"},
 

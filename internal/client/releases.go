@@ -154,6 +154,9 @@ type Rollback struct {
 	Description string `json:"description,omitempty"`
 	Detach      bool   `json:"detach,omitempty"`
 	Strategy    string `json:"strategy,omitempty"`
+	// CurrentSecrets runs the former release with the app's secrets of now; else
+	// it gets those that it ran with.
+	CurrentSecrets bool `json:"current_secrets,omitempty"`
 }
 
 func releasesPath(app string) string { return prefix + "/apps/" + url.PathEscape(app) + "/releases" }

@@ -42,6 +42,11 @@ type Config struct {
 	ACMERoot      string // file of certificates that its own API is trusted by; "": the system's
 
 	Nameservers []string // where public names are asked; empty: the host's own
+
+	KeepReleases int // of an app, with their images
+	// TestFailpoint ends the control process once, at a point of a rollout:
+	// "rollout:updated". For tests.
+	TestFailpoint string
 }
 
 // Listen is one public address of the edge.
@@ -73,6 +78,8 @@ func Default() Config {
 		HoldQueue:   1000,
 		LogLevel:    "info",
 		AccessLog:   true,
+
+		KeepReleases: 20,
 	}
 }
 

@@ -83,6 +83,12 @@ func Settings() []Setting {
 			func(c *Config) string { return strings.Join(c.Nameservers, ",") },
 			func(c *Config, v string) error { c.Nameservers = splitList(v); return nil },
 		},
+		{
+			"keep_releases", "releases of an app that can be rolled back to",
+			func(c *Config) string { return strconv.Itoa(c.KeepReleases) },
+			func(c *Config, v string) (err error) { c.KeepReleases, err = strconv.Atoi(v); return err },
+		},
+		text("test_failpoint", "for tests: end the control process once, at this point of a rollout", func(c *Config) *string { return &c.TestFailpoint }),
 	}
 }
 
@@ -228,6 +234,9 @@ func (c *Config) check() []error {
 		}
 	} else if !slices.Contains([]string{"auto", "zram", "none"}, c.Swap) {
 		bad("swap = %q: not one of auto, zram, none, file:SIZE", c.Swap)
+	}
+	if c.KeepReleases < 2 {
+		bad("keep_releases = %d: must be at least 2, the current one and one to go back to", c.KeepReleases)
 	}
 	if c.HoldQueue < 1 {
 		bad("hold_queue = %d: must be at least 1", c.HoldQueue)

@@ -35,6 +35,16 @@ type Deps struct {
 	Logs    LogReader
 	Journal LogWriter   // what control itself has to say in apps' logs; nil: nowhere
 	Host    root.HostID // this host
+	Issuer  Issuer      // keeps certificates
+	Domain  string      // apps answer at <app>.<Domain>
+	// Lookup finds the addresses of a public name. Nil: as the host does.
+	Lookup func(ctx context.Context, host string) ([]net.IPAddr, error)
+	Public Public // asks apps from outside; nil: releases are not verified that way
+	Poster Poster // tells webhooks; nil: they are not told
+	// KeepReleases is how many releases of an app are kept; 0 is DefaultKeep.
+	KeepReleases int
+	// Failpoint, in tests, ends the process at a point of a rollout.
+	Failpoint func(point string)
 	// Address derives the addresses of the machine with the given index.
 	Address func(networkID, hostPart, index uint32) root.Address
 	// Drain returns when nothing is in flight to the machine's version, or ctx
@@ -59,6 +69,8 @@ type Control struct {
 	Hosts    *Hosts
 	Secrets  *Secrets
 	Scale    *Scale
+	Releases *Releases
+	Certs    *Certs
 }
 
 // New wires the services together.
@@ -70,6 +82,7 @@ func New(d Deps) *Control {
 		d.Journal = discardLog{}
 	}
 	m := &Machines{Deps: d, addresses: &addresses{}}
+	releases := &Releases{Deps: d, machines: m, wake: make(chan struct{}, 1), running: map[root.AppName]context.CancelCauseFunc{}}
 	return &Control{
 		Orgs:     &Orgs{Deps: d},
 		Apps:     &Apps{Deps: d, machines: m},
@@ -78,7 +91,9 @@ func New(d Deps) *Control {
 		Images:   &Images{d: d},
 		Logs:     &Logs{d: d},
 		Hosts:    &Hosts{Deps: d},
-		Secrets:  &Secrets{Deps: d},
+		Secrets:  &Secrets{Deps: d, redeployer: releases},
+		Releases: releases,
+		Certs:    &Certs{Deps: d},
 		Scale:    &Scale{Deps: d, machines: m, busy: map[root.AppName]bool{}},
 	}
 }

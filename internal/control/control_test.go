@@ -153,6 +153,8 @@ func (library) Load(_ context.Context, r io.Reader, as string, allow func(string
 	return nil, allow(as)
 }
 
+func (library) Protect(context.Context, string, ...root.Digest) error { return nil }
+
 func (library) Remove(context.Context, string) error { return nil }
 
 func (library) List(context.Context) ([]ImageInfo, error) {

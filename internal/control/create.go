@@ -104,6 +104,9 @@ func pin(spec *root.Spec, app *root.App, r *Pinned, skipSecrets bool) {
 	spec.Release, spec.Secrets = 0, app.Secrets
 	if r != nil {
 		spec.Release, spec.Secrets = r.Release, r.Secrets
+		if r.Instance != "" {
+			spec.Instance = r.Instance
+		}
 	}
 	if skipSecrets {
 		spec.Secrets = 0

@@ -45,6 +45,8 @@ type Pinned struct {
 	Image   root.Image // in place of what the config's reference says now
 	Release int
 	Secrets int // in place of the app's version
+	// Instance, if not "", is the new version's id.
+	Instance root.InstanceID
 }
 
 // UpdateMachine asks for a new version of a machine.

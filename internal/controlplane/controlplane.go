@@ -34,8 +34,8 @@ import (
 	"github.com/roost-run/roost/internal/auth"
 	"github.com/roost-run/roost/internal/builder"
 	"github.com/roost-run/roost/internal/catalog"
-	"github.com/roost-run/roost/internal/config"
 	"github.com/roost-run/roost/internal/certs/issue"
+	"github.com/roost-run/roost/internal/config"
 	"github.com/roost-run/roost/internal/control"
 	"github.com/roost-run/roost/internal/etcd"
 	"github.com/roost-run/roost/internal/image"
@@ -96,8 +96,8 @@ type process struct {
 	control    *control.Control
 	host       root.HostID
 	verifier   *auth.Verifier
-}
 	certs      *issue.Manager
+}
 
 func (p *process) close() error {
 	var errs []error
@@ -148,10 +148,10 @@ func (p *process) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	vault := &control.Vault{Store: p.store, Keys: keys}
 	if err := p.openCerts(ctx, keys); err != nil {
 		return err
 	}
+	vault := &control.Vault{Store: p.store, Keys: keys}
 	p.agent = agent.New(agent.Options{
 		Config: p.cfg, Host: p.host, Store: p.store, Catalog: p.catalog, Supervisor: p.supervisor,
 		Images: p.images, Network: private, Secrets: vault,
@@ -161,6 +161,7 @@ func (p *process) open(ctx context.Context) error {
 	p.control = control.New(control.Deps{
 		Store: p.store, Catalog: p.catalog, Agent: p.agent, Vault: vault, Images: imageStore{p.images},
 		Builder: imageBuilder{p.supervisor, builder.NewClient(p.cfg.BuilderSocket())}, Logs: logReader{p.cfg}, Host: p.host,
+		Public: public{p.supervisor, p.cfg.Domain}, Poster: poster{}, KeepReleases: p.cfg.KeepReleases, Failpoint: failpoint(p.cfg),
 		Address: network.AddressFor, Drain: p.drain, Dial: private.DialMachine, Busy: p.keepBusy, Log: p.log,
 	})
 	return nil
@@ -191,9 +192,10 @@ func (p *process) serve(ctx context.Context) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return p.catalog.Follow(gctx, p.store, p.log) })
 	g.Go(func() error { return p.agent.Run(gctx) })
-	g.Go(func() error { return p.images.Serve(gctx, store) })
 	g.Go(func() error { return p.certs.Run(gctx) })
+	g.Go(func() error { return p.images.Serve(gctx, store) })
 	g.Go(func() error { return p.resume(gctx) })
+	g.Go(func() error { return p.control.Releases.Run(gctx) })
 	g.Go(func() error { return p.collect(gctx) })
 	g.Go(func() error {
 		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {

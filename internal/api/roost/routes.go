@@ -70,6 +70,7 @@ type Options struct {
 	Machines Machines
 	Secrets  Secrets
 	Scale    Scale
+	Releases Releases
 	Log      *slog.Logger
 }
 
@@ -85,7 +86,7 @@ func Routes(o Options) []route.Route {
 		base    = "/roost/v1"
 		machine = base + "/apps/{app}/machines/{machine}"
 	)
-	return []route.Route{
+	return append(h.releaseRoutes(base), []route.Route{
 		{Method: http.MethodGet, Pattern: base + "/orgs", Permission: auth.OrgRead, Handler: h.listOrgs},
 		{Method: http.MethodPost, Pattern: base + "/orgs", Permission: auth.OrgCreate, Handler: h.createOrg},
 		{Method: http.MethodGet, Pattern: base + "/orgs/{org}", Permission: auth.OrgRead, Handler: h.getOrg},
@@ -112,5 +113,5 @@ func Routes(o Options) []route.Route {
 		{Method: http.MethodPost, Pattern: base + "/apps/{app}/restart", Permission: auth.MachineRestart, Handler: h.restartApp},
 		{Method: http.MethodGet, Pattern: machine + "/inspect", Permission: auth.MachineRead, Handler: h.inspect},
 		{Method: http.MethodGet, Pattern: machine + "/exec", Permission: auth.MachineExec, Handler: h.exec},
-	}
+	}...)
 }

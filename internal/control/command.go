@@ -1,0 +1,350 @@
+package control
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/internal/rollout"
+)
+
+const (
+	// outputPause is how long lines of a release command are gathered before
+	// they become an event.
+	outputPause = 200 * time.Millisecond
+	// maxCommandLines bounds what the events keep of a command's output; its
+	// machine's log has all of it.
+	maxCommandLines = 2000
+	maxLineLength   = 4096
+	// graceAfterExit is how long a command's machine may take to go away.
+	graceAfterExit = 30 * time.Second
+)
+
+// Command runs a command of a release in a machine of its own ("fly.toml",
+// section 10.1). What such a machine did is told by its events, also after it
+// is gone: an attempt that a crash cut short is never run twice.
+func (c *cluster) Command(ctx context.Context, r *root.Release, step string, args []string, temporary root.MachineID, made func(root.MachineID) error, tell rollout.Tell) error {
+	m, err := c.commandMachine(ctx, r, step, temporary)
+	if err != nil {
+		return err
+	}
+	timeout := r.Deploy.ReleaseTimeout
+	limit := "no time limit"
+	if timeout > 0 {
+		limit = "it may take " + timeout.String()
+	}
+	if m == nil {
+		tell(root.ReleaseEvent{Step: step, Message: fmt.Sprintf("running %q in a temporary machine (%s)", strings.Join(args, " "), limit)})
+		m, err = c.s.machines.Create(ctx, c.actor, r.App, CreateMachine{
+			Name: commandName(r, step), Region: string(r.Groups[0].Region), Config: c.commandConfig(r, args), SkipLaunch: true,
+			Release: &Pinned{Image: r.Image, Release: r.Version, Secrets: r.Secrets},
+		})
+		if err != nil {
+			return fmt.Errorf("machine of the %s: %w", words(step), err)
+		}
+		if err := made(m.ID); err != nil {
+			return err
+		}
+	}
+	if !ran(m) {
+		if _, err := c.s.machines.Start(ctx, c.actor, r.App, m.ID, ""); err != nil {
+			return c.commandFailed(ctx, r, step, m, err)
+		}
+	}
+	wait := ctx
+	if timeout > 0 {
+		until := c.s.Now().Add(timeout)
+		tell(root.ReleaseEvent{Step: step, Machine: m.ID, Waiting: fmt.Sprintf("the %s to end", words(step)), Until: until})
+		var cancel context.CancelFunc
+		wait, cancel = context.WithTimeoutCause(ctx, timeout, errNotReady)
+		defer cancel()
+	}
+	lines := c.output(ctx, r, step, m.ID, tell) //nolint:contextcheck // it is ended below, when everything has been read
+	exit, err := c.commandExit(wait, r.App, m.ID)
+	lines.end(context.WithoutCancel(ctx))
+	switch {
+	case err == errNotReady: //nolint:errorlint // our own value
+		err = root.Errorf(root.Precondition, "it did not end within %s (deploy.release_command_timeout)", timeout)
+	case err == nil && exit.OOMKilled:
+		err = root.Errorf(root.Precondition, "it ran out of memory: give it more with deploy.release_command_vm")
+	case err == nil && exit.Code != 0 && exit.Error != "":
+		err = root.Errorf(root.Precondition, "%s", exit.Error)
+	case err == nil && exit.Code != 0:
+		err = root.Errorf(root.Precondition, "exit code %d", exit.Code)
+	}
+	if err != nil {
+		if ctx.Err() != nil {
+			return context.Cause(ctx) // cancelled: the way back removes it; or the process ends, and another goes on
+		}
+		return c.commandFailed(ctx, r, step, m, err)
+	}
+	tell(root.ReleaseEvent{Step: step, Machine: m.ID, Message: fmt.Sprintf("the %s succeeded", words(step))})
+	// It goes by itself; one that does not is removed.
+	end, cancel := context.WithTimeout(ctx, graceAfterExit)
+	defer cancel()
+	_ = c.s.Catalog.Wait(end, func(sn *root.Snapshot) bool { return sn.Machine(m.ID) == nil })
+	return c.Destroy(ctx, r.App, m.ID)
+}
+
+func words(step string) string { return strings.ReplaceAll(step, "_", " ") }
+
+// commandName is the same at each attempt, so that there is one machine.
+func commandName(r *root.Release, step string) string {
+	return strings.ReplaceAll(step, "_", "-") + "-v" + strconv.Itoa(r.Version)
+}
+
+// commandMachine finds the machine of an attempt before a crash, living or
+// gone, and removes those of other releases.
+func (c *cluster) commandMachine(ctx context.Context, r *root.Release, step string, temporary root.MachineID) (*root.Machine, error) {
+	machines, err := c.Machines(ctx, r.App)
+	if err != nil {
+		return nil, err
+	}
+	var found *root.Machine
+	for _, m := range machines {
+		switch {
+		case m.Group() != root.GroupReleaseCommand:
+		case m.Name == commandName(r, step):
+			found = m
+		default:
+			if err := c.Destroy(ctx, r.App, m.ID); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if found != nil || temporary == "" {
+		return found, nil
+	}
+	graves, err := c.s.Store.Tombstones(ctx, r.App)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range graves {
+		if m.ID == temporary && m.Name == commandName(r, step) {
+			return m, nil
+		}
+	}
+	return nil, nil
+}
+
+// ran reports whether the machine was ever started.
+func ran(m *root.Machine) bool {
+	return slices.ContainsFunc(m.Status.Events, func(e root.Event) bool { return e.Type == "start" || e.Type == "exit" })
+}
+
+// commandConfig is the machine of a command.
+func (c *cluster) commandConfig(r *root.Release, args []string) root.Config {
+	g := &r.Groups[0]
+	for i := range r.Groups {
+		if r.Groups[i].Name == "app" {
+			g = &r.Groups[i]
+		}
+	}
+	cfg := g.Config.Clone()
+	out := root.Config{
+		Image: r.Image.Ref(), Env: maps.Clone(cfg.Env), Init: root.Init{Entrypoint: cfg.Init.Entrypoint, Cmd: args}, Guest: c.commandGuest(r, g),
+		Swap: cfg.Swap, Files: cfg.Files, Restart: root.Restart{Policy: root.RestartNo}, AutoDestroy: true, Stop: cfg.Stop,
+		DNS: root.DNS{SkipRegistration: true}, Persist: cfg.Persist,
+		Metadata: map[string]string{
+			root.MetadataPlatform: root.PlatformManaged, root.MetadataProcessGroup: root.GroupReleaseCommand,
+			root.MetadataReleaseID: string(r.ID), root.MetadataReleaseVersion: strconv.Itoa(r.Version),
+		},
+	}
+	if out.Env == nil {
+		out.Env = map[string]string{}
+	}
+	out.Env["RELEASE_COMMAND"], out.Env["FLY_PROCESS_GROUP"] = "1", root.GroupReleaseCommand
+	if g.Region != "" {
+		out.Env["PRIMARY_REGION"] = string(g.Region)
+	}
+	return out
+}
+
+// commandGuest is the size of a command's machine: as asked for, else that of
+// the largest machine of the group, else shared-cpu-2x.
+func (c *cluster) commandGuest(r *root.Release, g *root.Group) root.Guest {
+	if r.Deploy.ReleaseGuest != nil {
+		return *r.Deploy.ReleaseGuest
+	}
+	var largest root.Guest
+	for _, m := range c.s.Catalog.Snapshot().Machines(r.App) {
+		if m.Managed() && m.Group() == g.Name && m.Spec.Config.Guest.Memory > largest.Memory {
+			largest = m.Spec.Config.Guest
+		}
+	}
+	switch {
+	case largest.Memory > 0:
+		return largest
+	case g.Sized:
+		return g.Config.Guest
+	}
+	return root.Guest{CPUKind: "shared", CPUs: 2, Memory: 512 * root.MiB}
+}
+
+// commandExit waits for the end of a command, and finds it also in the record
+// of a machine that is gone.
+func (c *cluster) commandExit(ctx context.Context, app root.AppName, id root.MachineID) (root.Exit, error) {
+	var exit *root.Exit
+	var state root.State
+	err := c.s.Catalog.Wait(ctx, func(sn *root.Snapshot) bool {
+		m := sn.Machine(id)
+		if m == nil {
+			return true
+		}
+		exit, state = exitOf(m), m.Status.State
+		return exit != nil || state == root.StateFailed || state == root.StateLaunchFailed
+	})
+	if err != nil {
+		return root.Exit{}, err
+	}
+	if exit == nil {
+		m, err := c.s.machines.grave(ctx, app, id)
+		if err != nil {
+			return root.Exit{}, root.Errorf(root.Precondition, "its machine is gone and nothing says how it ended")
+		}
+		if exit = exitOf(m); exit == nil {
+			return root.Exit{}, root.Errorf(root.Precondition, "its machine was destroyed before it ended")
+		}
+	}
+	return *exit, nil
+}
+
+// exitOf is how a machine last ended, after its last start.
+func exitOf(m *root.Machine) *root.Exit {
+	for _, e := range m.Status.Events { // newest first
+		if e.Type == "exit" && e.Exit != nil {
+			return e.Exit
+		}
+		if e.Type == "start" {
+			return nil
+		}
+	}
+	return nil
+}
+
+// commandFailed removes what is left of a command and says what happened.
+func (c *cluster) commandFailed(ctx context.Context, r *root.Release, step string, m *root.Machine, cause error) error {
+	err := c.s.diagnose(ctx, failure{
+		what: fmt.Sprintf("the %s failed, the release is not rolled out", words(step)), app: r.App, machine: m.ID, instance: m.Spec.Instance,
+		config: &m.Spec.Config, since: m.CreatedAt, err: cause,
+	})
+	if e := c.Destroy(context.WithoutCancel(ctx), r.App, m.ID); e != nil {
+		c.s.Log.Warn("machine of a failed command", "machine", m.ID, "err", e)
+	}
+	return err
+}
+
+// output passes on what a command writes, from its log.
+func (c *cluster) output(ctx context.Context, r *root.Release, step string, id root.MachineID, tell rollout.Tell) *commandOutput {
+	o := &commandOutput{c: c, app: r.App, step: step, machine: id, tell: tell}
+	o.sent = c.toldLines(ctx, r, step)
+	follow, stop := context.WithCancel(context.WithoutCancel(ctx))
+	o.stop = stop
+	o.wg.Go(func() { o.follow(follow) })
+	return o
+}
+
+// toldLines is how many lines the events have already: those of an attempt
+// that a crash cut short.
+func (c *cluster) toldLines(ctx context.Context, r *root.Release, step string) int {
+	n := 0
+	err := c.s.Store.ReleaseEvents(ctx, r.App, r.Version, "", false, func(e root.ReleaseEvent) error {
+		if e.Step == step {
+			n += len(e.Lines)
+		}
+		return nil
+	})
+	if err != nil {
+		c.s.Log.Warn("events of a release", "app", r.App, "release", r.Version, "err", err)
+	}
+	return n
+}
+
+// commandOutput follows the log of a command's machine.
+type commandOutput struct {
+	c       *cluster
+	app     root.AppName
+	step    string
+	machine root.MachineID
+	tell    rollout.Tell
+	stop    context.CancelFunc
+	wg      sync.WaitGroup
+
+	mu   sync.Mutex
+	sent int      // lines that events have; guarded by mu
+	seen int      // lines read in this pass; guarded by mu
+	held []string // guarded by mu
+}
+
+func (o *commandOutput) follow(ctx context.Context) {
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		t := time.NewTicker(outputPause)
+		defer t.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-t.C:
+				o.flush()
+			}
+		}
+	})
+	_ = o.read(ctx, true) // end reads again
+	<-ctx.Done()
+	wg.Wait()
+}
+
+func (o *commandOutput) read(ctx context.Context, follow bool) error {
+	o.mu.Lock()
+	o.seen = 0
+	o.mu.Unlock()
+	if o.c.s.Logs == nil {
+		return nil
+	}
+	return o.c.s.Logs.Tail(ctx, o.app, LogFilter{Machine: o.machine}, follow, func(l LogLine) error {
+		if l.Provider != LogApp {
+			return nil
+		}
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		if o.seen++; o.seen > o.sent+len(o.held) && o.seen <= maxCommandLines {
+			o.held = append(o.held, clipText(l.Message, maxLineLength))
+		}
+		return nil
+	})
+}
+
+func (o *commandOutput) flush() {
+	o.mu.Lock()
+	lines := o.held
+	o.held, o.sent = nil, o.sent+len(lines)
+	o.mu.Unlock()
+	if len(lines) > 0 {
+		o.tell(root.ReleaseEvent{Step: o.step, Machine: o.machine, Lines: lines})
+	}
+}
+
+// end passes on what is left and ends the following.
+func (o *commandOutput) end(ctx context.Context) {
+	o.stop()
+	o.wg.Wait()
+	ctx, cancel := context.WithTimeout(ctx, diagnosisTime)
+	defer cancel()
+	if err := o.read(ctx, false); err != nil {
+		o.c.s.Log.Warn("log of a release command", "machine", o.machine, "err", err)
+	}
+	o.flush()
+	o.mu.Lock()
+	more := o.seen - maxCommandLines
+	o.mu.Unlock()
+	if more > 0 {
+		o.tell(root.ReleaseEvent{Step: o.step, Machine: o.machine, Warning: true, Message: fmt.Sprintf("%d more lines are in its log (roost logs)", more)})
+	}
+}
