@@ -122,6 +122,7 @@ type ReleaseEvent struct {
 	Message string
 	Warning bool
 	Failed  bool
+	URL     string    // where the app answered
 	Lines   []string  // what the release command wrote
 	Waiting string    // what is waited for
 	Until   time.Time // and until when

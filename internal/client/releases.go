@@ -98,11 +98,15 @@ type ReleaseEvent struct {
 	Message string    `json:"message,omitempty"`
 	Warning bool      `json:"warning,omitempty"`
 	Failed  bool      `json:"failed,omitempty"` // this step did not succeed; Message says why
+	URL     string    `json:"url,omitempty"`    // where the app answered
 	Output  *string   `json:"output,omitempty"` // a line that the release command wrote
 	Waiting *Waiting  `json:"waiting,omitempty"`
 	Release *Release  `json:"release,omitempty"` // as it ended
 	Error   *Failure  `json:"error,omitempty"`   // the stream broke: no event of the release
 }
+
+// End reports whether this is the release's last event.
+func (e *ReleaseEvent) End() bool { return e.Release != nil }
 
 // Waiting says what a rollout waits for.
 type Waiting struct {

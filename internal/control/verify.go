@@ -81,7 +81,7 @@ func (c *cluster) Verify(ctx context.Context, r *root.Release, tell rollout.Tell
 			return "", nil // nobody outside can ask either
 		}
 		if err == nil && a.Edge == "" && a.Status < 500 {
-			tell(root.ReleaseEvent{Step: root.StepVerify, Message: fmt.Sprintf("%s answers %d", a.URL, a.Status)})
+			tell(root.ReleaseEvent{Step: root.StepVerify, URL: a.URL, Message: fmt.Sprintf("%s answers %d", a.URL, a.Status)})
 			if a.Status == 400 {
 				notice = fmt.Sprintf("%s answers 400: does the app allow its own hostname (Django: ALLOWED_HOSTS)?", a.URL)
 			}

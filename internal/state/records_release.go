@@ -160,17 +160,18 @@ type releaseEventRecord struct {
 	Waiting string    `json:"waiting,omitzero"`
 	Until   time.Time `json:"until,omitzero"`
 	End     bool      `json:"end,omitzero"`
+	URL     string    `json:"url,omitzero"`
 }
 
 func fromReleaseEvent(e root.ReleaseEvent) releaseEventRecord {
 	return releaseEventRecord{
-		releaseEventVersion, e.ID, utc(e.At), e.Step, e.Group, string(e.Machine), e.Message, e.Warning, e.Failed, e.Lines, e.Waiting, utc(e.Until), e.End,
+		releaseEventVersion, e.ID, utc(e.At), e.Step, e.Group, string(e.Machine), e.Message, e.Warning, e.Failed, e.Lines, e.Waiting, utc(e.Until), e.End, e.URL,
 	}
 }
 
 func (r releaseEventRecord) root() root.ReleaseEvent {
 	return root.ReleaseEvent{
 		ID: r.ID, At: r.At, Step: r.Step, Group: r.Group, Machine: root.MachineID(r.Machine), Message: r.Message, Warning: r.Warning,
-		Failed: r.Failed, Lines: r.Lines, Waiting: r.Waiting, Until: r.Until, End: r.End,
+		Failed: r.Failed, Lines: r.Lines, Waiting: r.Waiting, Until: r.Until, End: r.End, URL: r.URL,
 	}
 }

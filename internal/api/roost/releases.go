@@ -355,7 +355,7 @@ func fromEvent(e root.ReleaseEvent, end *client.Release) []client.ReleaseEvent {
 	if e.Message == "" && e.Waiting == "" && end == nil {
 		return out
 	}
-	base.Message, base.Warning, base.Failed, base.Release = e.Message, e.Warning, e.Failed, end
+	base.Message, base.Warning, base.Failed, base.URL, base.Release = e.Message, e.Warning, e.Failed, e.URL, end
 	if e.Waiting != "" {
 		base.Waiting = &client.Waiting{For: e.Waiting, Until: e.Until, Left: max(0, time.Until(e.Until).Seconds())}
 	}
