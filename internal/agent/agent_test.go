@@ -179,7 +179,7 @@ func newHost(t *testing.T) *host {
 	}()
 	t.Cleanup(func() { stop(); <-done })
 	h.options = Options{
-		Config: config.Config{Run: t.TempDir(), Data: t.TempDir()}, Host: hostID, Store: h.store, Catalog: h.catalog,
+		Config: config.Config{Run: t.TempDir(), Data: t.TempDir(), Logs: root.MiB, LogBudget: root.GiB}, Host: hostID, Store: h.store, Catalog: h.catalog,
 		Supervisor: h.sup.serve(t), Images: h.images, Network: h.links,
 		CgroupPath: func(c string) string { return "/roost/" + c },
 		Drain:      func(context.Context, *root.Machine) error { return nil },

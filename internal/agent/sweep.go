@@ -100,49 +100,20 @@ func (a *Agent) sweepFiles(ctx context.Context, owned, stuck map[root.InstanceID
 	return errors.Join(errs...)
 }
 
-// keepLogs is how long the log of a machine that is gone can still be read.
-const keepLogs = 24 * time.Hour
+// keepLogs is how long the log of a machine that is gone can still be read,
+// where the budgets of logs leave it so long.
+const keepLogs = 7 * 24 * time.Hour
 
-// SweepLogs removes the logs of machines that went away some time ago.
+// SweepLogs removes the logs of machines that went away some time ago, and
+// the oldest parts of those that are over budget.
 func (a *Agent) SweepLogs(now time.Time) error {
-	snapshot := a.o.Catalog.Snapshot()
-	base := filepath.Join(a.o.Config.Data, "logs")
-	apps, err := os.ReadDir(base)
-	if err != nil {
-		if errors.Is(err, os.ErrNotExist) {
-			return nil
-		}
-		return err
+	snapshot, cfg := a.o.Catalog.Snapshot(), &a.o.Config
+	freed, err := machinelog.Enforce(filepath.Join(cfg.Data, "logs"), machinelog.Budget{
+		App: cfg.AppLogs(), All: cfg.LogBudget, Age: keepLogs,
+		Live: func(id root.MachineID) bool { return snapshot.Machine(id) != nil },
+	}, now)
+	if freed > 0 {
+		a.log.Info("old logs removed", "freed", freed.String())
 	}
-	var errs []error
-	for _, app := range apps {
-		dir := filepath.Join(base, app.Name())
-		files, err := os.ReadDir(dir)
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		newest := map[root.MachineID]time.Time{}
-		for _, f := range files {
-			name, _, _ := strings.Cut(f.Name(), ".")
-			id, err := root.ParseMachineID(name)
-			fi, statErr := f.Info()
-			if err != nil || statErr != nil { // not ours, or just rotated away
-				continue
-			}
-			if t := fi.ModTime(); t.After(newest[id]) {
-				newest[id] = t
-			}
-		}
-		for id, at := range newest {
-			if snapshot.Machine(id) == nil && now.Sub(at) > keepLogs {
-				errs = append(errs, machinelog.Remove(dir, id))
-				delete(newest, id)
-			}
-		}
-		if len(newest) == 0 {
-			_ = os.Remove(dir) // fails, rightly, if something else is in it
-		}
-	}
-	return errors.Join(errs...)
+	return err
 }

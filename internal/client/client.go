@@ -18,6 +18,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/roost-run/roost/machines"
@@ -152,7 +153,12 @@ type LogOptions struct {
 	Machine string    // "": all of the app
 	Since   time.Time // zero: from the beginning
 	Lines   int       // the last so many; 0 all
-	Follow  bool      // wait for new ones until the context ends
+	// Providers ("app", "runner", "proxy", "health", "build", "release",
+	// "deploy"), Regions and Group (process group) each narrow it, unless empty.
+	Providers []string
+	Regions   []string
+	Group     string
+	Follow    bool // wait for new ones until the context ends
 }
 
 // Logs calls f with each line of an app's log, in order.
@@ -166,6 +172,15 @@ func (c *Client) Logs(ctx context.Context, app string, o LogOptions, f func(LogL
 	}
 	if o.Lines > 0 {
 		q.Set("lines", strconv.Itoa(o.Lines))
+	}
+	if o.Group != "" {
+		q.Set("group", o.Group)
+	}
+	if len(o.Providers) > 0 {
+		q.Set("provider", strings.Join(o.Providers, ","))
+	}
+	if len(o.Regions) > 0 {
+		q.Set("region", strings.Join(o.Regions, ","))
 	}
 	req, err := c.NewRequest(ctx, http.MethodGet, prefix+"/apps/"+url.PathEscape(app)+"/logs?"+q.Encode(), nil)
 	if err != nil {

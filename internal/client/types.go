@@ -78,7 +78,7 @@ type LogLine struct {
 	Machine  string    `json:"machine,omitempty"`
 	Instance string    `json:"instance,omitempty"`
 	Region   string    `json:"region,omitempty"`
-	Provider string    `json:"provider,omitempty"` // "app", "runner", "proxy"
+	Provider string    `json:"provider,omitempty"` // "app", "runner", "proxy", "health", "build", "release", "deploy"
 	Stream   string    `json:"stream,omitempty"`   // "stdout", "stderr"
 	Message  string    `json:"message"`
 	Error    *Failure  `json:"error,omitempty"`

@@ -28,6 +28,7 @@ type Config struct {
 	Reclaim     time.Duration // a suspended machine's memory is given back after this; 0 at once
 	Swap        string        // "auto" (zram where the kernel has it), "zram", "file:SIZE", "none"
 	Logs        root.Bytes    // budget of each machine's log on disk
+	LogBudget   root.Bytes    // of all logs together
 	ImageBudget root.Bytes    // disk that images nobody needs may use
 
 	HoldTimeout time.Duration // how long a request waits for a machine
@@ -70,6 +71,7 @@ func Default() Config {
 		Reclaim:     time.Minute,
 		Swap:        "auto",
 		Logs:        16 * root.MiB,
+		LogBudget:   2 * root.GiB,
 		ImageBudget: 10 * root.GiB,
 
 		ACMEDirectory: "https://acme-v02.api.letsencrypt.org/directory",
@@ -130,6 +132,10 @@ func (c *Config) View(d root.Digest) string {
 
 // Views holds all of them.
 func (c *Config) Views() string { return filepath.Join(c.Run, "views") }
+
+// AppLogs is the budget of one app's logs: of its machines, those that are
+// gone included, and of what the platform says about it.
+func (c *Config) AppLogs() root.Bytes { return min(8*c.Logs, c.LogBudget) }
 
 // LogDir holds the logs of one app's machines.
 func (c *Config) LogDir(app root.AppName) string {

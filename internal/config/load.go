@@ -62,6 +62,7 @@ func Settings() []Setting {
 		duration("reclaim_after", "a suspended machine's memory is given back after this", func(c *Config) *time.Duration { return &c.Reclaim }),
 		text("swap", "where suspended memory goes: auto, zram, none or file:SIZE", func(c *Config) *string { return &c.Swap }),
 		size("logs", "disk for each machine's log", func(c *Config) *root.Bytes { return &c.Logs }),
+		size("log_budget", "disk for all logs together", func(c *Config) *root.Bytes { return &c.LogBudget }),
 		size("image_budget", "disk for images nobody needs", func(c *Config) *root.Bytes { return &c.ImageBudget }),
 		text("acme_ca", "ACME directory of the certificate authority for public hostnames, whose terms you agree to by using it; off: none", func(c *Config) *string { return &c.ACMEDirectory }),
 		text("acme_email", "where that authority may write to", func(c *Config) *string { return &c.ACMEEmail }),
@@ -247,7 +248,7 @@ func (c *Config) check() []error {
 	if c.Reclaim < 0 {
 		bad("reclaim_after = %s: must not be negative", c.Reclaim)
 	}
-	if c.Memory < 0 || c.Reserve < 0 || c.Logs < root.MiB || c.ImageBudget < 0 {
+	if c.Memory < 0 || c.Reserve < 0 || c.Logs < root.MiB || c.LogBudget < c.Logs || c.ImageBudget < 0 {
 		bad("memory, reserve and image_budget must not be negative, logs at least 1MB")
 	}
 	for _, ns := range c.Nameservers {

@@ -13,6 +13,8 @@ const (
 	LogHealth  = "health"  // what checks found
 )
 
+var logProviders = []string{LogApp, LogRunner, LogProxy, LogHealth, LogBuild, LogRelease, LogDeploy}
+
 // LogEntry is a line for an app's log. The time is that of the call.
 type LogEntry struct {
 	App      root.AppName

@@ -21,6 +21,7 @@ var (
 	_ control.ImageStore = imageStore{}
 	_ control.Builder    = imageBuilder{}
 	_ control.LogReader  = logReader{}
+	_ control.LogWriter  = logWriter{}
 )
 
 func newID() string { return ulid.Make().String() }
@@ -96,15 +97,18 @@ func (b imageBuilder) Build(ctx context.Context, r control.BuildRequest, news fu
 	return b.client.Build(ctx, req, func(n builder.News) { news(control.BuildNews{Log: n.Log, Status: n.Status}) })
 }
 
+// logWriter takes what control has to say into the apps' logs.
+type logWriter struct{ *machinelog.Apps }
+
+func (l logWriter) Log(e control.LogEntry) { l.Say(e.App, e.Machine, e.Provider, e.Message) }
+
 // logReader reads the logs of this host.
 type logReader struct{ cfg config.Config }
 
 func (l logReader) Tail(ctx context.Context, app root.AppName, f control.LogFilter, follow bool, line func(control.LogLine) error) error {
 	filter := machinelog.Filter{Machine: f.Machine, Since: f.Since, Lines: f.Lines}
-	return machinelog.Tail(ctx, l.cfg.LogDir(app), filter, follow, func(m machinelog.Line) error {
-		return line(control.LogLine{
-			At: m.At, App: m.App, Machine: m.Machine, Instance: m.Instance, Region: m.Region,
-			Provider: m.Provider, Stream: m.Stream, Message: m.Message,
-		})
-	})
+	if f.Match != nil {
+		filter.Match = func(m machinelog.Line) bool { return f.Match(control.LogLine(m)) }
+	}
+	return machinelog.Tail(ctx, l.cfg.LogDir(app), filter, follow, func(m machinelog.Line) error { return line(control.LogLine(m)) })
 }

@@ -40,6 +40,7 @@ import (
 	"github.com/roost-run/roost/internal/etcd"
 	"github.com/roost-run/roost/internal/image"
 	"github.com/roost-run/roost/internal/ipc"
+	"github.com/roost-run/roost/internal/machinelog"
 	"github.com/roost-run/roost/internal/network"
 	"github.com/roost-run/roost/internal/orders"
 	"github.com/roost-run/roost/internal/seal"
@@ -54,6 +55,8 @@ const (
 	shutdownTimeout = 5 * time.Second
 	// collectEvery is how often images that nobody needs are looked for.
 	collectEvery = time.Hour
+	// sweepEvery is how often logs are brought within their budgets.
+	sweepEvery = 10 * time.Minute
 	// retryStart is between attempts to reach the supervisor at the start.
 	retryStart = 50 * time.Millisecond
 	startTime  = 30 * time.Second
@@ -92,6 +95,7 @@ type process struct {
 	catalog    *catalog.Catalog
 	images     *image.Store
 	supervisor *orders.Client
+	logs       *machinelog.Apps
 	agent      *agent.Agent
 	control    *control.Control
 	host       root.HostID
@@ -158,9 +162,11 @@ func (p *process) open(ctx context.Context) error {
 		CgroupPath: func(container string) string { return "/" + p.cfg.CgroupParent() + "/" + container },
 		Init:       tini, LXCFS: mounted(filepath.Join(p.cfg.Run, "lxcfs"), lxcfs), Drain: p.drain, Checks: p.askEdge, Log: p.log,
 	})
+	p.logs = machinelog.NewApps(machinelog.Control, p.cfg.LogDir, p.cfg.Logs, p.cfg.Region, p.log)
+	p.closers = append(p.closers, func() error { p.logs.Close(); return nil })
 	p.control = control.New(control.Deps{
 		Store: p.store, Catalog: p.catalog, Agent: p.agent, Vault: vault, Images: imageStore{p.images},
-		Builder: imageBuilder{p.supervisor, builder.NewClient(p.cfg.BuilderSocket())}, Logs: logReader{p.cfg}, Host: p.host,
+		Builder: imageBuilder{p.supervisor, builder.NewClient(p.cfg.BuilderSocket())}, Logs: logReader{p.cfg}, Journal: logWriter{p.logs}, Host: p.host,
 		Public: public{p.supervisor, p.cfg.Domain}, Poster: poster{}, KeepReleases: p.cfg.KeepReleases, Failpoint: failpoint(p.cfg),
 		Address: network.AddressFor, Drain: p.drain, Dial: private.DialMachine, Busy: p.keepBusy, Log: p.log,
 	})
@@ -240,16 +246,19 @@ func (p *process) resume(ctx context.Context) error {
 
 // collect removes images and logs that nobody needs, now and then.
 func (p *process) collect(ctx context.Context) error {
-	ticker := time.NewTicker(collectEvery)
+	ticker, sweeps := time.NewTicker(collectEvery), time.NewTicker(sweepEvery)
 	defer ticker.Stop()
+	defer sweeps.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-sweeps.C:
+			if err := p.agent.SweepLogs(time.Now()); err != nil {
+				p.log.Warn("old logs could not be removed", "err", err)
+			}
+			continue
 		case <-ticker.C:
-		}
-		if err := p.agent.SweepLogs(time.Now()); err != nil {
-			p.log.Warn("logs of former machines", "err", err)
 		}
 		freed, err := p.images.Collect(ctx)
 		switch {

@@ -2,6 +2,7 @@ package roost
 
 import (
 	"net/http"
+	"strings"
 	"time"
 
 	root "github.com/roost-run/roost"
@@ -30,6 +31,19 @@ func (h *handlers) logs(w http.ResponseWriter, r *http.Request) error {
 	}
 	if f.Lines, err = route.Int(q, "lines", 0, 1<<30, 0); err != nil {
 		return err
+	}
+	f.Group = q.Get("group")
+	for _, list := range q["provider"] {
+		f.Providers = append(f.Providers, strings.Split(list, ",")...)
+	}
+	for _, list := range q["region"] {
+		for name := range strings.SplitSeq(list, ",") {
+			region, err := root.ParseRegion(name)
+			if err != nil {
+				return err
+			}
+			f.Regions = append(f.Regions, region)
+		}
 	}
 	follow, err := route.Bool(q, "follow")
 	if err != nil {
