@@ -90,7 +90,8 @@ func newRootCmd(f *factory, p Processes) *cobra.Command {
 	cmd.PersistentFlags().StringVar(&f.token, "token", "", "token (ROOST_TOKEN or FLY_API_TOKEN; root on the host needs none)")
 	cmd.AddCommand(
 		newServerCmd(f, p), newDoctorCmd(f), newStatusCmd(f),
-		newOrgCmd(f), newAppCmd(f), newMachineCmd(f), newImageCmd(f), newSecretsCmd(f), newScaleCmd(f), newLogsCmd(f),
+		newDeployCmd(f), newReleaseCmd(f), newRollbackCmd(f), newConfigCmd(f),
+		newOrgCmd(f), newAppCmd(f), newMachineCmd(f), newImageCmd(f), newSecretsCmd(f), newScaleCmd(f), newProxyCmd(f), newConsoleCmd(f), newSSHCmd(f), newLogsCmd(f),
 		newAuthCmd(f), newTokenCmd(f),
 	)
 	cmd.AddCommand(newProcessCmds(p)...)
@@ -174,11 +175,15 @@ func normalURL(s string) string {
 	return strings.TrimRight(s, "/")
 }
 
-// appName is the app that a command is about.
+// appName is the app that a command is about: the flag, the environment, the
+// fly.toml of the working directory.
 func (f *factory) appName() (string, error) {
 	name := first(f.app, os.Getenv("ROOST_APP"))
 	if name == "" {
-		return "", usageError{hintError{errors.New("no app was named"), "name it with --app NAME (or ROOST_APP); `roost app list` shows them"}}
+		name = appOf(".")
+	}
+	if name == "" {
+		return "", usageError{hintError{errors.New("no app was named"), "name it with --app NAME (or ROOST_APP), or go to a folder whose fly.toml names it; `roost app list` shows them"}}
 	}
 	if _, err := root.ParseAppName(name); err != nil {
 		return "", usageError{err}

@@ -323,7 +323,10 @@ func (f *factory) deploySecrets(ctx context.Context, c *client.Client, app, desc
 	if err != nil {
 		return err
 	}
-	return f.seeReleaseThrough(ctx, c, app, release, detach)
+	if detach {
+		return f.leave(app, release, false)
+	}
+	return f.seeThrough(ctx, c, app, release, false)
 }
 
 func newSecretsListCmd(f *factory) *cobra.Command {
@@ -359,32 +362,4 @@ func newSecretsListCmd(f *factory) *cobra.Command {
 		},
 	}
 	return f.onApp(jsonFlag(cmd, &asJSON))
-}
-
-// seeReleaseThrough tells what a release does until it has ended; one that
-// did not succeed is an error.
-func (f *factory) seeReleaseThrough(ctx context.Context, c *client.Client, app string, release client.Release, detach bool) error {
-	f.io.Notef("Release v%d of %s begins", release.Version, app)
-	if detach {
-		return nil
-	}
-	end, err := c.FollowRelease(ctx, app, release.Version, "", func(e client.ReleaseEvent) error {
-		switch {
-		case e.Output != nil:
-			f.io.Notef("  | %s", *e.Output)
-		case e.Message != "" && e.Machine != "":
-			f.io.Notef("  %s: %s", e.Machine, e.Message)
-		case e.Message != "":
-			f.io.Notef("  %s", e.Message)
-		}
-		return nil
-	})
-	if err != nil {
-		return hintError{err, fmt.Sprintf("the release goes on; `roost releases --app %s` shows how it ended", app)}
-	}
-	if end.Status != "complete" {
-		return fmt.Errorf("release v%d %s: %s", end.Version, end.Status, first(end.Message, "no reason was recorded"))
-	}
-	f.io.Notef("Release v%d is complete", end.Version)
-	return nil
 }

@@ -46,6 +46,17 @@ func isTTY(f *os.File) bool {
 	return err == nil
 }
 
+// Width is how many characters a line of the terminal has.
+func (t *IO) Width() int {
+	const usual = 80
+	if f, ok := t.Err.(*os.File); ok {
+		if size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ); err == nil && size.Col > 0 {
+			return int(size.Col)
+		}
+	}
+	return usual
+}
+
 // Printf writes to the answer.
 func (t *IO) Printf(format string, args ...any) { fmt.Fprintf(t.Out, format, args...) }
 
