@@ -40,8 +40,9 @@ func New(o Options) http.Handler {
 	return newHandler(o, append(
 		machines.Routes(machines.Options{Apps: o.Control.Apps, Machines: o.Control.Machines, Hosts: o.Control.Hosts, Secrets: o.Control.Secrets, Region: o.Region}),
 		roost.Routes(roost.Options{
-			Orgs: o.Control.Orgs, Tokens: o.Control.Tokens, Images: o.Control.Images, Logs: o.Control.Logs,
-			Hosts: o.Control.Hosts, Machines: o.Control.Machines, Secrets: o.Control.Secrets, Scale: o.Control.Scale, Log: o.Log,
+			Certs: o.Control.Certs,
+			Orgs:  o.Control.Orgs, Tokens: o.Control.Tokens, Images: o.Control.Images, Logs: o.Control.Logs,
+			Hosts: o.Control.Hosts, Machines: o.Control.Machines, Releases: o.Control.Releases, Secrets: o.Control.Secrets, Scale: o.Control.Scale, Dialer: o.Control.Machines, Consoles: o.Control.Consoles, Log: o.Log,
 		})...))
 }
 

@@ -237,6 +237,11 @@ func (c *Client) ExecStream(ctx context.Context, app, machine string, start Exec
 	if err != nil {
 		return ExecEnd{}, err
 	}
+	return c.interactive(ctx, req, start, streams)
+}
+
+// interactive upgrades the connection of req and runs a command over it.
+func (c *Client) interactive(ctx context.Context, req *http.Request, start ExecStart, streams ExecIO) (ExecEnd, error) {
 	req.Header.Set("Connection", "Upgrade")
 	req.Header.Set("Upgrade", ExecProtocol)
 	resp, err := c.Send(req)

@@ -69,6 +69,7 @@ type Control struct {
 	Hosts    *Hosts
 	Secrets  *Secrets
 	Scale    *Scale
+	Consoles *Consoles
 	Releases *Releases
 	Certs    *Certs
 }
@@ -94,6 +95,7 @@ func New(d Deps) *Control {
 		Secrets:  &Secrets{Deps: d, redeployer: releases},
 		Releases: releases,
 		Certs:    &Certs{Deps: d},
+		Consoles: &Consoles{Deps: d, machines: m},
 		Scale:    &Scale{Deps: d, machines: m, busy: map[root.AppName]bool{}},
 	}
 }

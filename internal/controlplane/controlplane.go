@@ -241,6 +241,9 @@ func (p *process) resume(ctx context.Context) error {
 	if err := p.control.Apps.Resume(ctx); err != nil && ctx.Err() == nil {
 		p.log.Warn("deletions of apps could not be finished", "err", err)
 	}
+	if err := p.control.Consoles.Sweep(ctx); err != nil && ctx.Err() == nil {
+		p.log.Warn("consoles that nobody uses could not be removed", "err", err)
+	}
 	return nil
 }
 

@@ -36,8 +36,27 @@ func (h *handlers) exec(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	return h.interactive(w, r, func(ctx context.Context, s *execSession) (client.ExecEnd, error) {
+		if len(s.start.Args) == 0 {
+			return client.ExecEnd{}, root.Errorf(root.Invalid, "exec: the first frame must say what to run")
+		}
+		return h.run(ctx, r, app, id, s)
+	})
+}
+
+// execSession is an upgraded connection on which a client waits for a command.
+type execSession struct {
+	start  client.ExecStart
+	in     *bufio.Reader
+	out    *client.FrameWriter
+	cancel context.CancelCauseFunc // of the command's context
+}
+
+// interactive upgrades the connection, reads what to run, and tells the client
+// how run ended.
+func (h *handlers) interactive(w http.ResponseWriter, r *http.Request, run func(context.Context, *execSession) (client.ExecEnd, error)) error {
 	if !strings.EqualFold(r.Header.Get("Upgrade"), client.ExecProtocol) {
-		return root.Errorf(root.Invalid, "this route needs the header \"Upgrade: %s\"; POST /v1/apps/%s/machines/%s/exec runs a command without streams", client.ExecProtocol, app, id)
+		return root.Errorf(root.Invalid, "this route needs the header \"Upgrade: %s\"; POST /v1/apps/{app}/machines/{machine}/exec runs a command without streams", client.ExecProtocol)
 	}
 	w.Header().Set("Connection", "Upgrade")
 	w.Header().Set("Upgrade", client.ExecProtocol)
@@ -61,7 +80,7 @@ func (h *handlers) exec(w http.ResponseWriter, r *http.Request) error {
 	}
 	var end client.ExecEnd
 	if err == nil {
-		end, err = h.run(ctx, cancel, r, app, id, start, buffered.Reader, out)
+		end, err = run(ctx, &execSession{start, buffered.Reader, out, cancel})
 	}
 	if err != nil {
 		end.Error = failure(err)
@@ -75,7 +94,7 @@ func readStart(r io.Reader) (client.ExecStart, error) {
 	if err != nil {
 		return start, &root.Error{Kind: root.Invalid, Message: "exec: the client did not say what to run", Err: err}
 	}
-	if kind != client.FrameStart || json.Unmarshal(data, &start) != nil || len(start.Args) == 0 {
+	if kind != client.FrameStart || json.Unmarshal(data, &start) != nil {
 		return start, root.Errorf(root.Invalid, "exec: the first frame must say what to run")
 	}
 	return start, nil
@@ -83,7 +102,8 @@ func readStart(r io.Reader) (client.ExecStart, error) {
 
 // run connects the streams, runs the command and waits until all of its
 // output is on its way.
-func (h *handlers) run(ctx context.Context, cancel context.CancelCauseFunc, r *http.Request, app root.AppName, id root.MachineID, start client.ExecStart, in *bufio.Reader, out *client.FrameWriter) (client.ExecEnd, error) {
+func (h *handlers) run(ctx context.Context, r *http.Request, app root.AppName, id root.MachineID, s *execSession) (client.ExecEnd, error) {
+	start := s.start
 	streams, err := openStreams(start)
 	if err != nil {
 		return client.ExecEnd{}, fmt.Errorf("exec: %w", err)
@@ -91,11 +111,11 @@ func (h *handlers) run(ctx context.Context, cancel context.CancelCauseFunc, r *h
 	defer streams.close()
 	var outputs sync.WaitGroup
 	for kind, f := range streams.outputs {
-		outputs.Go(func() { _, _ = io.Copy(out.Stream(kind), f) })
+		outputs.Go(func() { _, _ = io.Copy(s.out.Stream(kind), f) })
 	}
 	// Ends with the connection, which exec closes after run has returned.
 	go func() {
-		cancel(readInput(in, streams))
+		s.cancel(readInput(s.in, streams))
 	}()
 	res, err := h.Machines.ExecStream(ctx, route.Actor(r), app, id, r.Header.Get(nonceHeader), control.ExecStream{
 		Args: start.Args, Env: start.Env, Dir: start.Dir, User: start.User, TTY: start.TTY, Files: streams.guest,

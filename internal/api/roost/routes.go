@@ -70,6 +70,8 @@ type Options struct {
 	Machines Machines
 	Secrets  Secrets
 	Scale    Scale
+	Dialer   Dialer
+	Consoles Consoles
 	Releases Releases
 	Log      *slog.Logger
 }
@@ -111,6 +113,8 @@ func Routes(o Options) []route.Route {
 		{Method: http.MethodPost, Pattern: base + "/apps/{app}/scale/count", Permission: auth.MachineCreate, Handler: h.scaleCount},
 		{Method: http.MethodPost, Pattern: base + "/apps/{app}/scale/size", Permission: auth.MachineUpdate, Handler: h.scaleSize},
 		{Method: http.MethodPost, Pattern: base + "/apps/{app}/restart", Permission: auth.MachineRestart, Handler: h.restartApp},
+		{Method: http.MethodGet, Pattern: base + "/apps/{app}/console", Permission: auth.MachineExec, Handler: h.console},
+		{Method: http.MethodGet, Pattern: base + "/apps/{app}/proxy", Permission: auth.MachineDial, Handler: h.proxy},
 		{Method: http.MethodGet, Pattern: machine + "/inspect", Permission: auth.MachineRead, Handler: h.inspect},
 		{Method: http.MethodGet, Pattern: machine + "/exec", Permission: auth.MachineExec, Handler: h.exec},
 	}...)
