@@ -238,7 +238,7 @@ func (c *children) renew(changed bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for name, p := range c.adopted {
-		if !changed && p.Binary == own {
+		if !changed && p.Binary == own || name == childLXCFS {
 			continue
 		}
 		c.log.Info("child has another configuration or binary, it is started anew", "child", name, "pid", p.PID)

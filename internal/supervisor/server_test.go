@@ -208,6 +208,7 @@ func (h *host) boot(id root.InstanceID, number uint64, args ...string) orders.Bo
 		Container: container, Hostname: string(b.Machine), CgroupPath: "/" + h.cfg.CgroupParent() + "/" + container,
 		Rootfs: runtimetest.Rootfs(h.t, testPayload), Image: ocispec.ImageConfig{Cmd: append([]string{"/payload"}, args...)},
 		Memory: b.Memory, CPUShares: 64, Init: "/usr/bin/tini-static", Config: h.config, APIDir: filepath.Join(h.cfg.MachineDir(id), "fly"),
+		LXCFS: filepath.Join(h.cfg.Run, "lxcfs"),
 	})
 	if err != nil {
 		h.t.Fatal(err)

@@ -49,6 +49,7 @@ func (s *server) undo(ctx context.Context) error {
 	for _, sl := range s.slots.list() {
 		s.slots.forget(sl)
 	}
+	s.closeFigures()
 	existing, err := s.slots.driver.List(ctx)
 	errs = append(errs, err)
 	for _, e := range existing {
@@ -57,7 +58,7 @@ func (s *server) undo(ctx context.Context) error {
 	// The agent's mounts: it is gone, and their processes too. The network
 	// goes first, it unbinds its own namespaces.
 	errs = append(errs, s.network.Close(ctx), unmountBelow(s.cfg.Run), s.cgroups.RemoveChild(buildsGroup), s.cgroups.Remove(), s.swap.Close())
-	for _, name := range []string{"slots", "machines", "views", "netns", "sockets.json", "children.json", "api.sock", "runtime", "server.lock"} {
+	for _, name := range []string{"slots", "machines", "views", "lxcfs", "lxcfs.pid", "netns", "sockets.json", "children.json", "api.sock", "runtime", "server.lock"} {
 		errs = append(errs, os.RemoveAll(filepath.Join(s.cfg.Run, name)))
 	}
 	return errors.Join(errs...)

@@ -61,6 +61,8 @@ type server struct {
 	closing chan struct{}           // closed when streams have to end
 	end     context.CancelCauseFunc // ends Run
 
+	keepFigures func(context.Context) // keeps lxcfs running
+
 	building sync.Mutex // one start of the builder at a time
 	builders sync.WaitGroup
 }
@@ -110,6 +112,12 @@ func runWith(ctx context.Context, cfg config.Config, argv func(child string) []s
 	s.children = &children{argv: argv, reaper: s.reaper, foreign: &foreign{reaper: s.reaper, log: log}, paths: s.paths, log: log, running: map[string]childProcess{}, adopted: map[string]childProcess{}}
 	if err := s.children.adopt(life); err != nil {
 		return err
+	}
+	s.children.argv = func(name string) []string {
+		if name == childLXCFS {
+			return s.figuresCommand()
+		}
+		return argv(name)
 	}
 	runc.Monitor = s.reaper // go-runc has no other place for it
 	reaping := make(chan struct{})
@@ -165,6 +173,7 @@ func runWith(ctx context.Context, cfg config.Config, argv func(child string) []s
 	if err := s.adopt(life, edge); err != nil {
 		return err
 	}
+	s.keepFigures = s.openFigures(ctx)
 	s.children.renew(beforeErr != nil || !reflect.DeepEqual(before, cfg))
 	return s.serve(ctx, life, endLife, &released)
 }
@@ -297,6 +306,10 @@ func (s *server) serve(ctx, life context.Context, endLife context.CancelFunc, re
 		return nil
 	})
 	g.Go(func() error { return s.slots.swaps.Serve(gctx, calls) })
+	g.Go(func() error {
+		s.keepFigures(gctx)
+		return nil
+	})
 	g.Go(func() error {
 		if err := s.network.Wakes(gctx, func(iface string) { s.slots.firstPacket(life, iface) }); gctx.Err() == nil {
 			// Wakes by request go on; the operator learns of the rest.
