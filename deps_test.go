@@ -31,7 +31,7 @@ var arrows = map[string][]string{
 
 	"supervisor":   {"config", "orders", "runtime/...", "network", "machinelog"},
 	"controlplane": {"config", "certs/...", "orders", "etcd", "state", "catalog/...", "control", "placement", "auth", "api/...", "wire", "agent", "health/report", "image", "registry", "network", "machinelog", "builder", "seal", "/machines"},
-	"edge":         {"config", "orders", "catalog/...", "certs/...", "proxy/...", "health/...", "nameserver", "network"},
+	"edge":         {"config", "orders", "catalog/...", "certs/...", "proxy/...", "health/...", "machinelog", "nameserver", "network"},
 
 	"atomicfile": {},
 	"ipc":        {},
@@ -90,7 +90,7 @@ var arrows = map[string][]string{
 
 	"registry":         {"image", "auth"},
 	"buildcontext":     {},
-	"builder":          {"builder/...", "buildcontext", "image", "config"},
+	"builder":          {"builder/...", "buildcontext", "image", "config", "network", "runtime/..."},
 	"builder/buildkit": {},
 	"builder/gobuild":  {"image"},
 	"client":           {"buildcontext", "/machines"},

@@ -30,6 +30,7 @@ import (
 	"github.com/roost-run/roost/internal/config"
 	"github.com/roost-run/roost/internal/health"
 	"github.com/roost-run/roost/internal/ipc"
+	"github.com/roost-run/roost/internal/machinelog"
 	"github.com/roost-run/roost/internal/metrics"
 	"github.com/roost-run/roost/internal/nameserver"
 	"github.com/roost-run/roost/internal/network"
@@ -73,6 +74,7 @@ type edge struct {
 	proxy   *proxy.Proxy
 	prober  *health.Prober
 	checks  *checks
+	logs    *machinelog.Apps
 	front   *front
 	stops   *autostop.Loop
 	metrics *metrics.Edge
@@ -94,7 +96,10 @@ func (e *edge) run(ctx context.Context) error {
 	dialer := &net.Dialer{}
 	e.prober = health.New(health.Options{Dial: dialer.DialContext, Inspector: w, Changed: e.probed, Logger: e.log})
 	defer e.prober.Close()
-	e.checks = e.newChecks(health.CheckerOptions{Dial: dialer.DialContext, Inspector: w, Logger: e.log})
+	e.logs = machinelog.NewApps(machinelog.Edge, e.cfg.LogDir, e.cfg.Logs, e.cfg.Region, e.log)
+	defer e.logs.Close()
+	w.say = e.logs
+	e.checks = e.newChecks(health.CheckerOptions{Dial: dialer.DialContext, Inspector: w, Turned: e.turned, Logger: e.log})
 	defer e.checks.Close()
 	spool := filepath.Join(e.cfg.Run, "bodies")
 	if err := os.MkdirAll(spool, 0o700); err != nil {
@@ -106,7 +111,7 @@ func (e *edge) run(ctx context.Context) error {
 		Domain: e.cfg.Domain, Region: e.cfg.Region, Catalog: e.catalog, Live: e.live, Waker: w, Health: e.prober, Checks: e.checks.Checker, Loads: e.loads,
 		Statics: statics.New(e.cfg.View), Dial: dialer.DialContext, HoldTimeout: e.cfg.HoldTimeout, HoldQueue: e.cfg.HoldQueue, SpoolDir: spool,
 		Challenge: e.certs.HTTPChallenge, HTTPSPort: e.httpsPort(),
-		Synced: e.synced.Load, Access: access, Metrics: e.metrics, Logger: e.log,
+		Synced: e.synced.Load, Access: access, Notify: e.notify, Metrics: e.metrics, Logger: e.log,
 	})
 	e.front = newFront(e.cfg.ControlSocket(), e.catalog, e.loads, e.log)
 
@@ -388,6 +393,7 @@ func (e *edge) probed(id root.MachineID, instance root.InstanceID) {
 	if m := e.catalog.Snapshot().Machine(id); m != nil {
 		e.proxy.Changed(m.App)
 	}
+	e.reachable(id, instance) // who waits comes first
 }
 
 // accessLog writes a line of JSON for each request to standard error.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/internal/machinelog"
 	"github.com/roost-run/roost/internal/metrics"
 	"github.com/roost-run/roost/internal/orders"
 )
@@ -224,6 +225,7 @@ type waker struct {
 	live       *live
 	applied    func(orders.Entry)
 	metrics    *metrics.Edge
+	say        *machinelog.Apps // nil: nowhere
 }
 
 // Wake orders a start; while the server process is away, or does not know the
@@ -246,6 +248,9 @@ func (w *waker) Wake(ctx context.Context, m *root.Machine) (err error) {
 			e := orders.Entry{Stamp: s.Stamp, At: time.Now(), Type: t, Machine: m.ID, App: m.App, Instance: m.Spec.Instance, Generation: m.Spec.Generation}
 			w.live.apply(e)
 			w.applied(e)
+			if w.say != nil && s.Booted {
+				w.say.Say(m.App, m.ID, machinelog.ProviderProxy, fmt.Sprintf("machine started in %s", time.Since(begin).Round(100*time.Microsecond)))
+			}
 			return nil
 		}
 		if !root.IsKind(err, root.NotFound) && !root.IsKind(err, root.Unavailable) {

@@ -74,6 +74,7 @@ func (p *Proxy) serveHTTP(w http.ResponseWriter, r *http.Request, port int) {
 func (p *Proxy) record(x *exchange) {
 	r, rec := x.r, &x.rec
 	p.o.Metrics.Request(rec.Status, rec.Code, time.Since(x.start), x.held, x.hops)
+	p.notify(x)
 	if p.o.Access == nil {
 		return
 	}

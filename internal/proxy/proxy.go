@@ -62,6 +62,7 @@ type Options struct {
 	SpoolDir    string        // where bodies go that are kept and do not fit into memory
 	Synced      func() bool   // nil: always; else whether the catalog is complete
 	Access      func(*Record) // nil: no access log
+	Notify      func(Notice)  // lines for apps' logs; nil: nobody keeps them
 	// Challenge answers what a certificate authority asks for at a host; nil,
 	// or false: the app may know.
 	Challenge func(ctx context.Context, host, token string) (string, bool)
