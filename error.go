@@ -103,6 +103,7 @@ func MessageOf(err error) string {
 // Codes that one package sets and another acts on.
 const (
 	CodeNameTaken        = "name_taken"          // of an app or an organisation
+	CodeCertRefused      = "certificate_refused" // or its hostname
 	CodeHostnameTaken    = "hostname_taken"      // by another app
 	CodeMachineNameTaken = "machine_name_taken"  // in its app
 	CodeMachineExists    = "machine_exists"      // with that id

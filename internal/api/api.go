@@ -38,7 +38,7 @@ type Options struct {
 // New returns the handler of the whole API.
 func New(o Options) http.Handler {
 	return newHandler(o, append(
-		machines.Routes(machines.Options{Apps: o.Control.Apps, Machines: o.Control.Machines, Hosts: o.Control.Hosts, Secrets: o.Control.Secrets, Region: o.Region}),
+		machines.Routes(machines.Options{Apps: o.Control.Apps, Certs: o.Control.Certs, Machines: o.Control.Machines, Hosts: o.Control.Hosts, Secrets: o.Control.Secrets, Region: o.Region}),
 		roost.Routes(roost.Options{
 			Certs: o.Control.Certs,
 			Orgs:  o.Control.Orgs, Tokens: o.Control.Tokens, Images: o.Control.Images, Logs: o.Control.Logs,

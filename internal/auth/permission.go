@@ -38,6 +38,8 @@ const (
 	SecretRead    Permission = "secret:read" // names and digests: no route returns a value
 	SecretWrite   Permission = "secret:write"
 	MachineCreate Permission = "machine:create"
+	CertRead      Permission = "cert:read"
+	CertWrite     Permission = "cert:write" // hostnames and certificates
 	ReleaseRead   Permission = "release:read"
 	ReleaseCreate Permission = "release:create" // deploy, roll back, cancel, plan
 
@@ -122,6 +124,8 @@ var table = []row{
 	{SecretRead, ofApp, readers},
 	{SecretWrite, ofApp, writers},
 	{MachineCreate, ofApp, writers},
+	{CertRead, ofApp, readers},
+	{CertWrite, ofApp, writers},
 	{ReleaseRead, ofApp, readers},
 	{ReleaseCreate, ofApp, writers},
 

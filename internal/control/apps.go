@@ -208,10 +208,19 @@ func (s *Apps) Delete(ctx context.Context, a auth.Actor, name root.AppName, forc
 }
 
 func (s *Apps) delete(ctx context.Context, app root.App) error {
-	app.Deleting = true // from here on no machine can come
-	rev, err := s.Store.UpdateApp(ctx, app)
+	var hostnames []string
+	rev, err := s.Store.EditApp(ctx, app.Name, func(a *root.App) error {
+		a.Deleting = true // from here on no machine and no hostname can come
+		hostnames = slices.Clone(a.Hostnames)
+		return nil
+	})
 	if err != nil {
 		return err
+	}
+	for _, name := range hostnames {
+		if rev, err = s.Store.DeleteHostname(ctx, app.Name, name); err != nil {
+			return err
+		}
 	}
 	if err := s.read(ctx, rev); err != nil {
 		return err

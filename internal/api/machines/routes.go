@@ -59,6 +59,7 @@ type Options struct {
 	Machines Machines
 	Hosts    Hosts
 	Secrets  Secrets
+	Certs    Certs
 	Region   root.Region // this host's
 }
 
@@ -75,7 +76,7 @@ func Routes(o Options) []route.Route {
 		list    = app + "/machines"
 		machine = list + "/{machine}"
 	)
-	return []route.Route{
+	return append(certificateRoutes(h, app), []route.Route{
 		{Method: http.MethodGet, Pattern: "/v1/apps", Permission: auth.AppList, Handler: h.listApps},
 		{Method: http.MethodPost, Pattern: "/v1/apps", Permission: auth.AppCreate, Handler: h.createApp},
 		{Method: http.MethodGet, Pattern: app, Permission: auth.AppRead, Handler: h.getApp},
@@ -121,5 +122,5 @@ func Routes(o Options) []route.Route {
 		{Method: http.MethodGet, Pattern: "/v1/orgs/{org}/machines", Permission: auth.AppList, Handler: h.orgMachines},
 		{Method: http.MethodGet, Pattern: "/v1/platform/regions", Permission: auth.HostRead, Handler: h.regions},
 		{Method: http.MethodGet, Pattern: "/v1/tokens/current", Permission: auth.AppRead, Handler: h.currentToken},
-	}
+	}...)
 }

@@ -73,6 +73,7 @@ type Options struct {
 	Dialer   Dialer
 	Consoles Consoles
 	Releases Releases
+	Certs    Certs
 	Log      *slog.Logger
 }
 
@@ -105,6 +106,7 @@ func Routes(o Options) []route.Route {
 		{Method: http.MethodPut, Pattern: base + "/apps/{app}/builds/contexts/{context}/blobs", Permission: auth.ImageBuild, Handler: h.sendFiles, Body: streamed},
 		{Method: http.MethodPost, Pattern: base + "/apps/{app}/builds", Permission: auth.ImageBuild, Handler: h.build, Body: maxBuildSpec},
 
+		{Method: http.MethodGet, Pattern: base + "/ca", Permission: auth.HostRead, Handler: h.localAuthority},
 		{Method: http.MethodGet, Pattern: base + "/hosts", Permission: auth.HostRead, Handler: h.listHosts},
 		{Method: http.MethodGet, Pattern: base + "/apps/{app}/logs", Permission: auth.LogRead, Handler: h.logs},
 		{Method: http.MethodGet, Pattern: base + "/apps/{app}/secrets", Permission: auth.SecretRead, Handler: h.listSecrets},

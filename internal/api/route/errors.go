@@ -17,6 +17,9 @@ const CodeRateLimited = "rate_limited"
 func status(kind root.Kind, code string) int {
 	switch kind {
 	case root.Invalid:
+		if code == root.CodeCertRefused {
+			return http.StatusUnprocessableEntity
+		}
 		return http.StatusBadRequest
 	case root.Unauthenticated:
 		return http.StatusUnauthorized
@@ -25,7 +28,7 @@ func status(kind root.Kind, code string) int {
 	case root.NotFound:
 		return http.StatusNotFound
 	case root.Conflict:
-		if code == root.CodeNameTaken { // of an app; that of a machine is 409
+		if code == root.CodeNameTaken || code == root.CodeHostnameTaken { // of an app; that of a machine is 409
 			return http.StatusUnprocessableEntity
 		}
 		return http.StatusConflict

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -37,9 +38,11 @@ type Options struct {
 	// RenewRatio is the part of a certificate's life in which it is renewed;
 	// 0: certmagic's third.
 	RenewRatio   float64
-	PollInterval time.Duration    // of orders; 0: the library's
-	Now          func() time.Time // nil: time.Now
-	Log          *slog.Logger
+	PollInterval time.Duration // of orders; 0: the library's
+	// Dial connects to hostnames to see whether they lead here; nil: as the host does.
+	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
+	Now  func() time.Time // nil: time.Now
+	Log  *slog.Logger
 
 	disabled []string // challenge types that tests leave out
 }
