@@ -19,6 +19,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -28,9 +29,14 @@ import (
 	"github.com/roost-run/roost/internal/builder/buildkit"
 	"github.com/roost-run/roost/internal/config"
 	"github.com/roost-run/roost/internal/ipc"
+	"github.com/roost-run/roost/internal/network"
+	"github.com/roost-run/roost/internal/runtime/cgroup"
 )
 
 const (
+	// groupName is the control group of builds, below that of all machines; the
+	// server puts this process into it.
+	groupName = "builds"
 	// idleTimeout is how long the process stays for the next build.
 	idleTimeout = 2 * time.Minute
 	// shutdownTimeout bounds the wait for the last reply to be sent.
@@ -53,15 +59,33 @@ func Run(ctx context.Context, runDir string) error {
 	if err != nil {
 		return fmt.Errorf("builder: %w", err)
 	}
+	own, err := ownMounts(&cfg)
+	if err != nil {
+		return fmt.Errorf("builder: %w", err)
+	}
+	o := options{
+		Dir: filepath.Join(cfg.Data, "builder"), Store: cfg.StoreSocket(),
+		Registry: "registry." + cfg.Domain, Idle: idleTimeout, Slots: cfg.Builds, Log: cfg.Logger(os.Stderr, "builder"),
+		BuildKit: buildkit.Options{Runtime: cfg.Runtime, CgroupParent: path.Join("/", cfg.CgroupParent(), groupName), Cache: cfg.BuildCache, Memory: cfg.BuildMemory},
+	}
+	if own { // the server started this process: there are a network and a control group of builds
+		o.BuildKit.Nameservers = []string{network.GatewayIPv4}
+		groups, err := cgroup.Open(cfg.CgroupParent())
+		if err != nil {
+			return fmt.Errorf("builder: %w", err)
+		}
+		o.BuildKit.Killed = func() (func() bool, error) { return groups.Killed(groupName) }
+		if o.BuildKit.Memory == 0 {
+			if all, err := groups.Limit(); err == nil {
+				o.BuildKit.Memory = all / 2
+			}
+		}
+	}
 	l, err := ipc.Listen(cfg.BuilderSocket(), 0o600)
 	if err != nil {
 		return fmt.Errorf("builder: %w", err)
 	}
-	return serve(ctx, l, options{
-		Dir: filepath.Join(cfg.Data, "builder"), Store: cfg.StoreSocket(),
-		Registry: "registry." + cfg.Domain, Idle: idleTimeout, Slots: 1, Log: cfg.Logger(os.Stderr, "builder"),
-		BuildKit: buildkit.Options{Runtime: cfg.Runtime, Cache: 10 * root.GiB},
-	})
+	return serve(ctx, l, o)
 }
 
 // options of the server; all are needed.

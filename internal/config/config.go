@@ -5,6 +5,7 @@
 package config
 
 import (
+	"net/netip"
 	"path/filepath"
 	"strings"
 	"time"
@@ -31,6 +32,12 @@ type Config struct {
 	LogBudget   root.Bytes    // of all logs together
 	ImageBudget root.Bytes    // disk that images nobody needs may use
 
+	Builds      int        // that run at a time
+	BuildMemory root.Bytes // what builds may use together; 0: half of what machines may
+	BuildCache  root.Bytes // disk for layers and cache mounts of builds
+	BuildReach  []string   // private addresses and networks that builds may reach
+	Registries  []Registry // mirrors and credentials
+
 	HoldTimeout time.Duration // how long a request waits for a machine
 	HoldQueue   int           // requests that may wait, per app
 	LogLevel    string        // "debug", "info", "warn", "error"
@@ -56,6 +63,16 @@ type Listen struct {
 	Port int    // the port it stands for; 0: Addr's own
 }
 
+// Registry says how a registry is reached.
+type Registry struct {
+	Host         string   // as references name it: "docker.io"
+	Mirrors      []string // "https://mirror.example.com", tried in order before the registry itself
+	Username     string   // of the registry, or of its mirrors where it has any
+	PasswordFile string   // file with the password, or a token
+	PasswordEnv  string   // else the variable of the server's environment that has it
+	PlainHTTP    bool     // without TLS
+}
+
 // Default is the configuration of a host that sets nothing.
 func Default() Config {
 	return Config{
@@ -75,6 +92,9 @@ func Default() Config {
 		ImageBudget: 10 * root.GiB,
 
 		ACMEDirectory: "https://acme-v02.api.letsencrypt.org/directory",
+
+		Builds:     1,
+		BuildCache: 10 * root.GiB,
 
 		HoldTimeout: time.Minute,
 		HoldQueue:   1000,
@@ -117,6 +137,27 @@ func (c *Config) Effective() string { return filepath.Join(c.Run, "config.json")
 
 // RouterNamespace is the file that the router's network namespace is bound to.
 func (c *Config) RouterNamespace() string { return filepath.Join(c.Run, "netns", "router") }
+
+// BuildsNamespace is the file that builds' network namespace is bound to.
+func (c *Config) BuildsNamespace() string { return filepath.Join(c.Run, "netns", "builds") }
+
+// BuildsReach are the networks of BuildReach, which has been checked.
+func (c *Config) BuildsReach() []netip.Prefix {
+	var list []netip.Prefix
+	for _, s := range c.BuildReach {
+		if p, err := parsePrefix(s); err == nil {
+			list = append(list, p)
+		}
+	}
+	return list
+}
+
+func parsePrefix(s string) (netip.Prefix, error) {
+	if a, err := netip.ParseAddr(s); err == nil {
+		return netip.PrefixFrom(a, a.BitLen()), nil
+	}
+	return netip.ParsePrefix(s)
+}
 
 // MachineDir holds what exists of one instance while it exists: bundles,
 // root file system mounts, its API socket's directory.

@@ -67,6 +67,18 @@ func Settings() []Setting {
 		text("acme_ca", "ACME directory of the certificate authority for public hostnames, whose terms you agree to by using it; off: none", func(c *Config) *string { return &c.ACMEDirectory }),
 		text("acme_email", "where that authority may write to", func(c *Config) *string { return &c.ACMEEmail }),
 		text("acme_root", "file of certificates by which that authority itself is trusted; empty: the system's", func(c *Config) *string { return &c.ACMERoot }),
+		{
+			"builds", "builds that run at a time",
+			func(c *Config) string { return strconv.Itoa(c.Builds) },
+			func(c *Config, v string) (err error) { c.Builds, err = strconv.Atoi(v); return err },
+		},
+		size("build_memory", "what builds may use together; 0: half of what machines may", func(c *Config) *root.Bytes { return &c.BuildMemory }),
+		size("build_cache", "disk for layers and cache mounts of builds", func(c *Config) *root.Bytes { return &c.BuildCache }),
+		{
+			"build_reach", "private addresses and networks that builds may reach, comma-separated; public ones they always do",
+			func(c *Config) string { return strings.Join(c.BuildReach, ",") },
+			func(c *Config, v string) error { c.BuildReach = splitList(v); return nil },
+		},
 		duration("hold_timeout", "how long a request waits for a machine", func(c *Config) *time.Duration { return &c.HoldTimeout }),
 		{
 			"hold_queue", "requests of one app that may wait",
@@ -118,6 +130,13 @@ func Load(flags map[string]string, environ []string, file string) (Config, error
 		}
 		return settings[i], true
 	}
+	if list, ok := values[registriesKey]; ok {
+		delete(values, registriesKey)
+		c.Registries, err = parseRegistries(list)
+		if err != nil {
+			problems = append(problems, root.Errorf(root.Invalid, "%s: %s", source, reason(err)))
+		}
+	}
 	for _, key := range slices.Sorted(maps.Keys(values)) {
 		s, ok := byKey(key)
 		if !ok {
@@ -168,6 +187,9 @@ func (c Config) String() string {
 	var b strings.Builder
 	for _, s := range Settings() {
 		fmt.Fprintf(&b, "%s = %q\n", s.Key, s.get(&c))
+	}
+	for _, r := range c.Registries {
+		b.WriteString(r.String())
 	}
 	return b.String()
 }
@@ -250,6 +272,14 @@ func (c *Config) check() []error {
 	}
 	if c.Memory < 0 || c.Reserve < 0 || c.Logs < root.MiB || c.LogBudget < c.Logs || c.ImageBudget < 0 {
 		bad("memory, reserve and image_budget must not be negative, logs at least 1MB")
+	}
+	if c.Builds < 1 || c.BuildMemory < 0 || c.BuildCache < 0 {
+		bad("builds must be at least 1, build_memory and build_cache not negative")
+	}
+	for _, s := range c.BuildReach {
+		if _, err := parsePrefix(s); err != nil {
+			bad("build_reach: %q is neither an address nor a network such as \"10.0.0.0/24\"", s)
+		}
 	}
 	for _, ns := range c.Nameservers {
 		if net.ParseIP(ns) == nil {

@@ -119,7 +119,7 @@ func (a Attachment) parse() (parsed, error) {
 	if a.Namespace == "" || len(a.Namespace) >= maxAlias {
 		return p, root.Errorf(root.Invalid, "attach %s: the namespace's path must have 1 to %d bytes", a.Interface, maxAlias-1)
 	}
-	if p.four.String() != AddressFor(a.NetworkID, 0, index).IPv4 {
+	if p.four.String() != ipv4Of(index) {
 		return p, root.Errorf(root.Invalid, "attach %s: %s is not the address of this index", a.Interface, a.IPv4)
 	}
 	p.second = p.four.Next()
@@ -129,7 +129,7 @@ func (a Attachment) parse() (parsed, error) {
 // parseInterface is the inverse of InterfaceFor.
 func parseInterface(name string) (uint32, error) {
 	var index uint32
-	if _, err := fmt.Sscanf(name, "m%d", &index); err != nil || InterfaceFor(index) != name || index < 1 || index > MaxIndex {
+	if _, err := fmt.Sscanf(name, "m%d", &index); err != nil || InterfaceFor(index) != name || index < 1 || index > buildsIndex {
 		return 0, root.Errorf(root.Invalid, "%q is not a machine's interface", name)
 	}
 	return index, nil
@@ -416,7 +416,7 @@ func (n *Network) Attachments(ctx context.Context) ([]string, error) {
 	}
 	var names []string
 	for _, l := range links {
-		if _, err := parseInterface(l.Attrs().Name); err == nil {
+		if _, err := parseInterface(l.Attrs().Name); err == nil && l.Attrs().Name != buildsLink {
 			names = append(names, l.Attrs().Name)
 		}
 	}

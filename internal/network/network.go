@@ -34,6 +34,9 @@
 //     on the host's LAN is a common neighbour), over NAT. It does not reach
 //     link-local addresses (cloud metadata), nor the host itself, on any of
 //     its addresses, except on the ports in Options.Published.
+//   - Builds have a place like a machine's, in a network of their own. They
+//     reach the router's DNS and public addresses: no other machine, not the
+//     host, and of private networks only what Options.BuildsReach names.
 //   - From outside nothing reaches a machine but answers. What the edge sends
 //     comes from inside the router namespace and is always allowed.
 //   - IPv6 leaves the host only if the host has a default route that switching
@@ -79,8 +82,15 @@ const (
 	PrivateIPv6 = "fdaa::/16"
 )
 
-// MaxIndex is the largest address index; the smallest is 1.
-const MaxIndex = 32766
+// MaxIndex is the largest address index of a machine; the smallest is 1.
+const MaxIndex = 32765
+
+// The place of builds in the network: an index and a network of their own.
+const (
+	buildsIndex   = MaxIndex + 1
+	buildsNetwork = 1<<32 - 1
+	buildsLink    = "m32766" // InterfaceFor(buildsIndex)
+)
 
 // Options say where an instance's network lives.
 type Options struct {
@@ -96,6 +106,9 @@ type Options struct {
 	// public ports, so that an app can call its own public address. Only
 	// OpenRouter looks at it.
 	Published []uint16
+	// BuildsReach are private networks that builds may reach, too. Only
+	// OpenRouter looks at it.
+	BuildsReach []netip.Prefix
 }
 
 // Attachment is a machine's place in the network.
@@ -117,10 +130,15 @@ func AddressFor(networkID, hostPart, index uint32) root.Address {
 	six[15] = 2
 	a := root.Address{Index: index, IPv6: netip.AddrFrom16(six).String()}
 	if index >= 1 && index <= MaxIndex {
-		low := uint16(2*index + 2)
-		a.IPv4 = netip.AddrFrom4([4]byte{172, 19, byte(low >> 8), byte(low)}).String()
+		a.IPv4 = ipv4Of(index)
 	}
 	return a
+}
+
+// ipv4Of returns the first address of an index.
+func ipv4Of(index uint32) string {
+	low := uint16(2*index + 2)
+	return netip.AddrFrom4([4]byte{172, 19, byte(low >> 8), byte(low)}).String()
 }
 
 // SecondIPv4 returns the machine's second address (fly-global-services), or ""

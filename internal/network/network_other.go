@@ -65,3 +65,11 @@ func (*Router) Release() {}
 
 // Network returns the router's own handle.
 func (*Router) Network() *Network { return nil }
+
+// AttachBuilds needs Linux.
+func (*Router) AttachBuilds(context.Context, string) (func(func() error) error, error) {
+	return nil, errLinux
+}
+
+// DetachBuilds needs Linux.
+func (*Router) DetachBuilds(context.Context, string) error { return errLinux }

@@ -156,7 +156,7 @@ func (r *Router) setUp(ctx context.Context) error {
 
 func (r *Router) writeRules(u uplinkAddresses) error {
 	err := r.net.nft(func(c *nftables.Conn) error {
-		_, err := routerRules(c)
+		_, err := routerRules(c, r.o.BuildsReach)
 		return err
 	})
 	if err != nil {

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"net/netip"
 	"time"
 
 	"github.com/google/nftables"
@@ -99,7 +100,7 @@ func addChain(c *nftables.Conn, chain *nftables.Chain, rules ...[]expr.Any) {
 
 // routerRules writes the table of the router namespace, whose rules are the
 // same for none and for ten thousand machines.
-func routerRules(c *nftables.Conn) (sets, error) {
+func routerRules(c *nftables.Conn, buildsReach []netip.Prefix) (sets, error) {
 	t := c.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: routerTable})
 	s := newSets(t)
 	for i, set := range s.all() {
@@ -144,6 +145,7 @@ func routerRules(c *nftables.Conn) (sets, error) {
 		rule(tcpFlags(tcpSYN|tcpACK, expr.CmpOpNeq, tcpSYN), accept()), // not a new connection
 		rule(proto(unix.IPPROTO_UDP), known(), accept()),
 	}
+	api = append(buildsInput(), api...)
 	for _, to := range []string{GatewayIPv4 + "/32", DNSIPv6 + "/128"} {
 		api = append(api,
 			rule(destination(to), port(unix.IPPROTO_UDP, 53), accept()),
@@ -154,15 +156,16 @@ func routerRules(c *nftables.Conn) (sets, error) {
 
 	// Out of the host.
 	egress := &nftables.Chain{Table: t, Name: "egress"}
-	addChain(c, egress,
+	out := [][]expr.Any{
 		rule(destination("169.254.0.0/16"), drop()), // cloud metadata: credentials of the host
 		rule(destination("fe80::/10"), drop()),
 		rule(destination(PrivateIPv4), drop()),
 		rule(destination(PrivateIPv6), drop()),
 		rule(invalid(), drop()),
 		rule(tcpFlags(tcpSYN, expr.CmpOpEq, tcpSYN), clampMSS()),
-		rule(accept()),
-	)
+	}
+	out = append(out, buildsEgress(buildsReach)...)
+	addChain(c, egress, append(out, rule(accept()))...)
 
 	// Between machines of one network. A packet that shows somebody wants
 	// something (a new connection, data, any datagram) counts as traffic and

@@ -3,6 +3,7 @@ package supervisor
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"time"
 
@@ -26,6 +27,12 @@ func (s *server) startBuilder(ctx context.Context) error {
 	if answers(ctx, s.cfg.BuilderSocket()) {
 		return nil
 	}
+	// Builds have a network of their own: public addresses, nothing else.
+	inside, err := s.network.AttachBuilds(ctx, s.cfg.BuildsNamespace())
+	if err != nil {
+		return fmt.Errorf("network of builds: %w", err)
+	}
+	s.children.setWithin(childBuilder, inside)
 	p, err := s.children.start(childBuilder)
 	if err != nil {
 		return err
@@ -53,7 +60,7 @@ func (s *server) adoptBuilder() {
 // watchBuilder waits for the builder's end, and ends it with the server. The
 // channel is closed when it has ended.
 func (s *server) watchBuilder(p childProcess) (ended <-chan struct{}) {
-	if err := s.cgroups.Join(buildsGroup, p.PID); err != nil {
+	if err := s.cgroups.Join(buildsGroup, p.PID, s.buildMemory); err != nil {
 		s.log.Warn("builds are not limited", "err", err)
 	}
 	done := make(chan struct{})
@@ -65,6 +72,10 @@ func (s *server) watchBuilder(p childProcess) (ended <-chan struct{}) {
 			s.log.Info("builder ended", "pid", p.PID, "code", code)
 		case <-s.closing:
 			s.children.terminate(childBuilder, p)
+		}
+		// Steps of a build that outlived it.
+		if err := s.cgroups.RemoveGroup(buildsGroup); err != nil {
+			s.log.Warn("control group of builds left", "err", err)
 		}
 	})
 	return done

@@ -42,7 +42,7 @@ type children struct {
 	argv    func(name string) []string
 	reaper  *reaper
 	foreign *foreign
-	within  map[string]func(func() error) error // where a child is started, if not here
+	within  map[string]func(func() error) error // where a child is started, if not here; guarded by mu
 	paths   *paths
 	log     *slog.Logger
 
@@ -148,6 +148,9 @@ func (c *children) start(name string) (childProcess, error) {
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 	// Its own group: a terminal's interrupt is for the server to pass on.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if name == childBuilder {
+		cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWNS // what builds mount is seen by them alone, and goes with them
+	}
 	exited := make(chan int, 1)
 	pid := 0
 	begin := func() error {
@@ -163,7 +166,9 @@ func (c *children) start(name string) (childProcess, error) {
 		}()
 		return nil
 	}
+	c.mu.Lock()
 	in := c.within[name]
+	c.mu.Unlock()
 	if in == nil {
 		in = func(f func() error) error { return f() }
 	}
@@ -175,6 +180,13 @@ func (c *children) start(name string) (childProcess, error) {
 	c.set(name, &p)
 	c.log.Info("child started", "child", name, "pid", p.PID)
 	return p, nil
+}
+
+// setWithin says where a child is started from now on.
+func (c *children) setWithin(name string, in func(func() error) error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.within[name] = in
 }
 
 func identify(pid int) (procStart, binary uint64) {

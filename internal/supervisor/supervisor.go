@@ -63,8 +63,9 @@ type server struct {
 
 	keepFigures func(context.Context) // keeps lxcfs running
 
-	building sync.Mutex // one start of the builder at a time
-	builders sync.WaitGroup
+	building    sync.Mutex // one start of the builder at a time
+	builders    sync.WaitGroup
+	buildMemory root.Bytes // what builds may use together
 }
 
 // Run is "roost server": it returns when ctx ends, or when it is told to stop.
@@ -199,7 +200,7 @@ func makeDirs(cfg *config.Config) error {
 
 // networkOptions say where the network of this instance lives.
 func networkOptions(cfg *config.Config) network.Options {
-	o := network.Options{Name: cfg.InstanceName(), Namespace: cfg.RouterNamespace(), HostNamespace: cfg.HostNamespace()}
+	o := network.Options{Name: cfg.InstanceName(), Namespace: cfg.RouterNamespace(), HostNamespace: cfg.HostNamespace(), BuildsReach: cfg.BuildsReach()}
 	for _, l := range cfg.Listen {
 		if _, p, err := net.SplitHostPort(l.Addr); err == nil {
 			if n, err := strconv.ParseUint(p, 10, 16); err == nil && n > 0 {
@@ -230,6 +231,9 @@ func (s *server) openRuntime(life context.Context) (err error) {
 	}
 	if err := s.cgroups.SetLimit(total); err != nil {
 		return err
+	}
+	if s.buildMemory = cfg.BuildMemory; s.buildMemory == 0 {
+		s.buildMemory = total / 2
 	}
 	if s.swap, err = swap.Setup(cfg.Swap, total, cfg.Data); err != nil { //nolint:contextcheck // it takes none and is short
 		return fmt.Errorf("swap: %w", err)

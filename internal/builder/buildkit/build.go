@@ -57,7 +57,7 @@ func (e *Engine) Build(ctx context.Context, b Build, status func(*Status)) (root
 		return "", err
 	}
 	seen := newStory()
-	kills := e.oomKills()
+	killed := e.killed()
 	news := make(chan *client.SolveStatus)
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -74,20 +74,19 @@ func (e *Engine) Build(ctx context.Context, b Build, status func(*Status)) (root
 		if ctx.Err() != nil {
 			return "", context.Cause(ctx)
 		}
-		return "", e.explain(err, b, seen, e.oomKills() > kills)
+		return "", e.explain(err, b, seen, killed())
 	}
 	return root.Digest(resp.ExporterResponse[keyDigest]), nil
 }
 
-func (e *Engine) oomKills() uint64 {
-	if e.o.OOMKills == nil {
-		return 0
+// killed begins to look out for processes that the kernel kills for memory.
+func (e *Engine) killed() func() bool {
+	if e.o.Killed != nil {
+		if f, err := e.o.Killed(); err == nil { // else the message of a failure knows less
+			return f
+		}
 	}
-	n, err := e.o.OOMKills()
-	if err != nil {
-		return 0 // the message of a failure then knows less
-	}
-	return n
+	return func() bool { return false }
 }
 
 func (e *Engine) options(b Build) client.SolveOpt {

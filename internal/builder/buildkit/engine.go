@@ -84,9 +84,9 @@ type Options struct {
 	// CgroupParent is the control group below which steps run, from the root of
 	// the hierarchies; "" leaves it to the runtime.
 	CgroupParent string
-	// OOMKills counts the processes that the kernel has killed for memory in
-	// that group; nil: unknown.
-	OOMKills func() (uint64, error)
+	// Killed returns a function that says whether since now the kernel has
+	// killed a process of a build for memory; nil: unknown.
+	Killed func() (func() bool, error)
 	// Memory is what builds may use, for the message of one that wants more; 0: no limit.
 	Memory root.Bytes
 	// Nameservers are for steps; empty: those of this process.
