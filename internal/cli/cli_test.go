@@ -214,6 +214,19 @@ func platform(t *testing.T) *api {
 		{ID: "01OTHER", Name: "middleware", Scope: "app", Org: "personal", App: "shop", CreatedAt: now, ExpiresAt: &expires},
 	})
 	a.answer("GET /roost/v1/images", 200, []client.Image{{Ref: "registry.localhost/shop:latest@sha256:0123456789abcdef0123456789abcdef", Digest: "sha256:0123456789abcdef0123456789abcdef", Size: 12 << 20, CreatedAt: now.Add(-time.Hour), InUse: true}})
+	release := client.Release{
+		ID: "01RELEASE", App: "shop", Version: 3, Status: "complete", Current: true, Image: "registry.localhost/shop:v3@sha256:0123456789abcdef0123456789abcdef",
+		Strategy: "rolling", Reason: "deploy", Description: "new checkout", Author: "admin", Groups: []string{"web", "worker"},
+		CreatedAt: now.Add(-time.Hour), StartedAt: now.Add(-time.Hour), FinishedAt: now.Add(-time.Hour + 2500*time.Millisecond),
+	}
+	failed := client.Release{ID: "01FAILED", App: "shop", Version: 4, Status: "failed", Message: "the release command ended with code 1", Image: release.Image, Strategy: "rolling", Reason: "deploy", Author: "admin", Groups: release.Groups, CreatedAt: now.Add(-time.Minute)}
+	a.answer("GET /roost/v1/apps/shop/releases", 200, []client.Release{failed, release})
+	a.answer("GET /roost/v1/apps/shop/releases/0", 200, release)
+	a.mux.HandleFunc("GET /roost/v1/apps/shop/releases/3/events", func(w http.ResponseWriter, _ *http.Request) {
+		for _, e := range releaseEvents("complete", "") {
+			_ = json.NewEncoder(w).Encode(e)
+		}
+	})
 	a.answer("GET /roost/v1/hosts", 200, []client.Host{
 		{ID: "1f978f01", Name: "one", Region: "loc", Arch: "amd64", CPUs: 2, Memory: 2 << 30, Machines: map[string]int{"started": 1, "suspended": 2}, Local: &client.LocalHost{Memory: 2 << 30, Free: 1 << 30, Swap: "zram"}},
 		{ID: "1f978f02", Name: "two", Region: "fra", Memory: 1 << 30},
@@ -230,6 +243,8 @@ func platform(t *testing.T) *api {
 func TestReadGolden(t *testing.T) {
 	for name, args := range map[string][]string{
 		"app-list":       {"app", "list"},
+		"release-list":   {"releases", "--app", "shop"},
+		"release-show":   {"release", "show", "--app", "shop"},
 		"auth-whoami":    {"auth", "whoami"},
 		"image-list":     {"image", "list"},
 		"logs":           {"logs", "--app", "shop", "--no-tail"},
@@ -287,4 +302,12 @@ func TestHelpGolden(t *testing.T) {
 	}
 	walk(nil)
 	golden(t, "help", all.String())
+}
+
+// interruptible is a context that ends as Ctrl-C ends a command's.
+func interruptible(t *testing.T) (context.Context, func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	t.Cleanup(cancel)
+	return ctx, cancel
 }

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/url"
 	"strings"
@@ -37,8 +36,7 @@ func (f *factory) seeThrough(ctx context.Context, c *client.Client, app string, 
 		}
 	}
 	if end.Status != "complete" {
-		err := errors.New(first(end.Message, "no reason was recorded"))
-		return hintError{aboutError{fmt.Sprintf("release v%d of %s is %s", end.Version, app, end.Status), err},
+		return hintError{fmt.Errorf("release v%d of %s is %s: %s", end.Version, app, end.Status, first(end.Message, "no reason was recorded")),
 			fmt.Sprintf("`roost release show v%d --app %s` shows its rollout, `roost logs --app %s` what the app said", end.Version, app, app)}
 	}
 	took := ""
