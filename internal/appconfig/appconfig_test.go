@@ -214,7 +214,7 @@ func TestDurationPrintsShort(t *testing.T) {
 func TestSizes(t *testing.T) {
 	for in, want := range map[string]int{"512": 512, "512mb": 512, "1gb": 1024, "2 GB": 2048, "1GiB": 1024, "0.5gb": 512, "": -1, "x": -1, "1pb": -1, "-1": -1} {
 		var m Memory
-		if _, err := m.read(in, field{}); err != nil {
+		if err := m.read(in); err != nil {
 			m = -1
 		}
 		if int(m) != want {

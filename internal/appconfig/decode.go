@@ -10,11 +10,8 @@ import (
 	"github.com/agext/levenshtein"
 )
 
-// reader is a type that reads values in its own way. The note, if any, becomes
-// a warning.
-type reader interface {
-	read(v any, f field) (note string, err error)
-}
+// reader is a type that reads values in its own way.
+type reader interface{ read(v any) error }
 
 // field is what a struct's tags say of a setting.
 type field struct {
@@ -55,18 +52,24 @@ func (d *decoder) decode(n *node, path string, v reflect.Value, f field) {
 	if n.val == nil { // null is as good as absent
 		return
 	}
-	if r, ok := v.Addr().Interface().(reader); ok {
+	switch r := v.Addr().Interface().(type) {
+	case *Duration:
+		note, err := r.read(n.val, f.unit)
+		if note != "" {
+			d.problem(n, path, Problem{Message: f.name + ": " + note, Warning: true})
+		}
+		if err != nil {
+			d.problem(n, path, Problem{Message: f.name + ": " + err.Error()})
+		}
+		return
+	case reader:
 		if t, ok := n.val.(*table); ok {
 			for _, key := range t.keys {
 				d.positions[join(path, key)] = t.m[key].pos
 			}
 		}
-		note, err := r.read(n.val, f)
-		switch {
-		case err != nil:
+		if err := r.read(n.val); err != nil {
 			d.problem(n, path, Problem{Message: f.name + ": " + err.Error()})
-		case note != "":
-			d.problem(n, path, Problem{Message: f.name + ": " + note, Warning: true})
 		}
 		return
 	}

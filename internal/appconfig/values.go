@@ -27,10 +27,11 @@ func (d Duration) String() string {
 	return s
 }
 
-// read takes a Go duration string, or a number of the field's unit.
-func (d *Duration) read(v any, f field) (note string, err error) {
+// read takes a Go duration string, or a number of the unit; the note is for who
+// left that to us.
+func (d *Duration) read(v any, unitName string) (note string, err error) {
 	unit, known := time.Second, false
-	switch f.unit {
+	switch unitName {
 	case "ms":
 		unit, known = time.Millisecond, true
 	case "s":
@@ -76,13 +77,13 @@ func (m Memory) MarshalText() ([]byte, error) {
 	return fmt.Appendf(nil, "%dmb", m), nil
 }
 
-func (m *Memory) read(v any, _ field) (string, error) {
+func (m *Memory) read(v any) error {
 	n, err := size(v, "mb")
 	if err != nil {
-		return "", fmt.Errorf("%w: write an amount of memory such as \"512mb\" or \"1gb\"", err)
+		return fmt.Errorf("%w: write an amount of memory such as \"512mb\" or \"1gb\"", err)
 	}
 	*m = Memory(n >> 20)
-	return "", nil
+	return nil
 }
 
 // VolumeSize is the size of a volume in GB; bare numbers are GB.
@@ -91,13 +92,13 @@ type VolumeSize int
 // MarshalText implements encoding.TextMarshaler.
 func (s VolumeSize) MarshalText() ([]byte, error) { return fmt.Appendf(nil, "%dGB", s), nil }
 
-func (s *VolumeSize) read(v any, _ field) (string, error) {
+func (s *VolumeSize) read(v any) error {
 	n, err := size(v, "gb")
 	if err != nil {
-		return "", fmt.Errorf("%w: write a size such as \"10GB\"", err)
+		return fmt.Errorf("%w: write a size such as \"10GB\"", err)
 	}
 	*s = VolumeSize(n >> 30)
-	return "", nil
+	return nil
 }
 
 // size reads an amount in bytes, of the given unit unless it names its own.
@@ -136,7 +137,7 @@ func size(v any, unit string) (int64, error) {
 // false and true, too.
 type Autostop string
 
-func (a *Autostop) read(v any, _ field) (string, error) {
+func (a *Autostop) read(v any) error {
 	switch v {
 	case false, "off", "false":
 		*a = "off"
@@ -145,25 +146,25 @@ func (a *Autostop) read(v any, _ field) (string, error) {
 	case "suspend":
 		*a = "suspend"
 	default:
-		return "", fmt.Errorf("%s is not one of \"off\", \"stop\", \"suspend\"", show(v))
+		return fmt.Errorf("%s is not one of \"off\", \"stop\", \"suspend\"", show(v))
 	}
-	return "", nil
+	return nil
 }
 
-func (e *Env) read(v any, _ field) (string, error) {
+func (e *Env) read(v any) error {
 	t, ok := v.(*table)
 	if !ok {
-		return "", fmt.Errorf("want a table of names and values, got %s", kindOf(v))
+		return fmt.Errorf("want a table of names and values, got %s", kindOf(v))
 	}
 	*e = make(Env, len(t.keys))
 	for _, key := range t.keys {
 		s, ok := scalar(t.m[key].val)
 		if !ok {
-			return "", fmt.Errorf("%s: want a string, got %s", clip(key), kindOf(t.m[key].val))
+			return fmt.Errorf("%s: want a string, got %s", clip(key), kindOf(t.m[key].val))
 		}
 		(*e)[key] = s
 	}
-	return "", nil
+	return nil
 }
 
 // scalar prints a value that is neither a list nor a table.
