@@ -14,8 +14,8 @@ func TestAddressFor(t *testing.T) {
 		{0x18, 0x0a7b7df0, 0x66b83b, "", "fdaa:0:18:a7b:7df0:66:b83b:2"},
 		{7, 1, 126, "172.19.0.254", "fdaa:0:7:0:1:0:7e:2"},
 		{7, 1, 127, "172.19.1.0", "fdaa:0:7:0:1:0:7f:2"},
-		{7, 1, MaxIndex, "172.19.255.254", "fdaa:0:7:0:1:0:7ffe:2"},
-		{7, 1, MaxIndex + 1, "", "fdaa:0:7:0:1:0:7fff:2"},
+		{7, 1, MaxIndex, "172.19.255.252", "fdaa:0:7:0:1:0:7ffd:2"},
+		{7, 1, MaxIndex + 1, "", "fdaa:0:7:0:1:0:7ffe:2"},
 		{7, 1, 0, "", "fdaa:0:7:0:1::2"},
 	} {
 		got := AddressFor(c.network, c.host, c.index)

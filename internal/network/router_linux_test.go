@@ -583,6 +583,17 @@ func TestProblems(t *testing.T) {
 func TestFiftyMachines(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
+	rules := func() (rules int) {
+		for _, line := range state(t, w.net().ns, volatile) {
+			var table, chain string
+			var n int
+			if _, err := fmt.Sscanf(line, "chain %s %s with %d rules", &table, &chain, &n); err == nil {
+				rules += n
+			}
+		}
+		return rules
+	}
+	none := rules()
 	const machines = 50
 	errs := make(chan error, machines)
 	for i := range machines {
@@ -596,17 +607,8 @@ func TestFiftyMachines(t *testing.T) {
 	if len(names) != machines {
 		t.Errorf("attachments: got %d, want %d", len(names), machines)
 	}
-	// The number of rules is that of none.
-	rules := 0
-	for _, line := range state(t, w.net().ns, volatile) {
-		var table, chain string
-		var n int
-		if _, err := fmt.Sscanf(line, "chain %s %s with %d rules", &table, &chain, &n); err == nil {
-			rules += n
-		}
-	}
-	if rules == 0 || rules > machines {
-		t.Errorf("rules with %d machines: got %d, want a few, independent of the machines", machines, rules)
+	if got := rules(); got != none || none == 0 {
+		t.Errorf("rules with %d machines: got %d, want %d as with none", machines, got, none)
 	}
 	last := w.attachment(machines, 2)
 	ns, err := openNamespace(last.Namespace)
