@@ -182,6 +182,10 @@ func exampleMachine(state machines.State) machines.Machine {
 		ImageRef:  machines.ImageRef{Registry: "registry.localhost", Repository: "shop", Tag: "latest", Digest: "sha256:1234"},
 		PrivateIP: "fdaa:0:1::2", CreatedAt: now.Add(-49 * time.Hour), UpdatedAt: now.Add(-90 * time.Second),
 		Config: &machines.Config{Image: "registry.localhost/shop:latest", Guest: &machines.Guest{CPUKind: "shared", CPUs: 1, MemoryMB: 256}},
+		Checks: []machines.Status{
+			{Name: "servicecheck-00-http-8080", Status: "critical", Output: "400 Bad Request: DisallowedHost\nAllow the host.", UpdatedAt: now.Add(-time.Minute)},
+			{Name: "servicecheck-01-tcp-8080", Status: "passing", Output: "connection accepted", UpdatedAt: now.Add(-time.Hour)},
+		},
 		Events: []machines.Event{
 			{
 				Type: "exit", Status: "stopped", Source: "flyd", Timestamp: now.Add(-2 * time.Minute).UnixMilli(),
@@ -197,7 +201,7 @@ func platform(t *testing.T) *api {
 	a := newAPI(t)
 	app := machines.App{ID: "app1", Name: "shop", Organization: machines.Organization{Slug: "personal", Name: "Personal"}, Status: "deployed", MachineCount: 2, Network: "default"}
 	second := exampleMachine(machines.StateSuspended)
-	second.ID, second.Name, second.Events, second.Cordoned = "2870000000000a", "red\x1b[31m-bird", nil, true
+	second.ID, second.Name, second.Events, second.Cordoned, second.Checks = "2870000000000a", "red\x1b[31m-bird", nil, true, nil
 	second.ImageRef = machines.ImageRef{Registry: "docker.io", Repository: "library/redis", Digest: "sha256:0123456789abcdef0123456789abcdef"}
 	expires := now.Add(time.Hour)
 	text := "probe listens"
@@ -247,6 +251,7 @@ func TestReadGolden(t *testing.T) {
 		"release-show":   {"release", "show", "--app", "shop"},
 		"auth-whoami":    {"auth", "whoami"},
 		"image-list":     {"image", "list"},
+		"checks-list":    {"checks", "list", "--app", "shop"},
 		"logs":           {"logs", "--app", "shop", "--no-tail"},
 		"machine-list":   {"machine", "list", "--app", "shop"},
 		"machine-logs":   {"machine", "logs", "--app", "shop", "--no-tail", id},

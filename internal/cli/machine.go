@@ -287,12 +287,12 @@ func (f *factory) printMachines(list []machines.Machine, quiet bool) error {
 			g := m.Config.Guest
 			size = fmt.Sprintf("%s-cpu-%dx:%dMB", g.CPUKind, g.CPUs, g.MemoryMB)
 		}
-		rows = append(rows, []string{m.ID, m.Name, string(m.State), m.Region, imageName(m.ImageRef), m.PrivateIP, size, f.io.Time(m.UpdatedAt)})
+		rows = append(rows, []string{m.ID, m.Name, string(m.State), m.Region, imageName(m.ImageRef), m.PrivateIP, size, f.io.Time(m.UpdatedAt), checksWord(m.Checks)})
 	}
 	if quiet {
 		return f.io.Table([]string{"id"}, rows)
 	}
-	return f.table("No machines; `roost machine run --app APP IMAGE` makes one", []string{"id", "name", "state", "region", "image", "address", "size", "updated"}, rows)
+	return f.table("No machines; `roost machine run --app APP IMAGE` makes one", []string{"id", "name", "state", "region", "image", "address", "size", "updated", "checks"}, rows)
 }
 
 func imageName(r machines.ImageRef) string {
@@ -350,6 +350,12 @@ func (f *factory) printMachine(ctx context.Context, c *client.Client, app string
 	}
 	if err := f.io.Table([]string{"machine", ""}, rows); err != nil {
 		return err
+	}
+	if len(m.Checks) > 0 {
+		f.io.Printf("\n")
+		if err := f.printChecks(m.Checks); err != nil {
+			return err
+		}
 	}
 	if len(m.Events) == 0 {
 		return nil
