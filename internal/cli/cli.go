@@ -91,7 +91,7 @@ func newRootCmd(f *factory, p Processes) *cobra.Command {
 	cmd.AddCommand(
 		newServerCmd(f, p), newDoctorCmd(f), newStatusCmd(f),
 		newDeployCmd(f), newReleaseCmd(f), newRollbackCmd(f), newConfigCmd(f),
-		newOrgCmd(f), newAppCmd(f), newMachineCmd(f), newImageCmd(f), newCertsCmd(f), newSecretsCmd(f), newScaleCmd(f), newProxyCmd(f), newConsoleCmd(f), newSSHCmd(f), newLogsCmd(f),
+		newOrgCmd(f), newAppCmd(f), newMachineCmd(f), newImageCmd(f), newCertsCmd(f), newSecretsCmd(f), newScaleCmd(f), newProxyCmd(f), newConsoleCmd(f), newSSHCmd(f), newLogsCmd(f), newChecksCmd(f),
 		newAuthCmd(f), newTokenCmd(f),
 	)
 	cmd.AddCommand(newProcessCmds(p)...)
