@@ -71,6 +71,15 @@ func (s *Images) Build(ctx context.Context, a auth.Actor, r BuildRequest, news f
 	if err != nil {
 		return root.Image{}, err
 	}
+	if len(r.AppSecrets) > 0 {
+		if err := a.Allow(auth.SecretWrite, app.Org, app.Name, ""); err != nil {
+			return root.Image{}, err
+		}
+	}
+	scrubber, err := s.buildSecrets(ctx, app, &r)
+	if err != nil {
+		return root.Image{}, err
+	}
 	r.Org = app.Org
 	if !a.Root {
 		r.Repositories = []string{}
@@ -81,5 +90,5 @@ func (s *Images) Build(ctx context.Context, a auth.Actor, r BuildRequest, news f
 		}
 		slices.Sort(r.Repositories)
 	}
-	return s.d.Builder.Build(ctx, r, news)
+	return s.d.Builder.Build(ctx, r, scrubNews(scrubber, news))
 }

@@ -82,6 +82,9 @@ func New(d Deps) *Control {
 	if d.Journal == nil {
 		d.Journal = discardLog{}
 	}
+	if d.Vault != nil && d.Logs != nil {
+		d.Logs = scrubbedLogs{d.Logs, d.Vault, d.Catalog}
+	}
 	m := &Machines{Deps: d, addresses: &addresses{}}
 	releases := &Releases{Deps: d, machines: m, wake: make(chan struct{}, 1), running: map[root.AppName]context.CancelCauseFunc{}}
 	return &Control{

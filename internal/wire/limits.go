@@ -53,11 +53,6 @@ func refuse(c *machines.Config) error {
 			return no(fmt.Sprintf("config.statics[%d].tigris_bucket", i), "the files are not read from buckets; keep them in the image")
 		}
 	}
-	for i, f := range c.Files {
-		if f.SecretName != nil && *f.SecretName != "" {
-			return no(fmt.Sprintf("config.files[%d].secret_name", i), "send the content as raw_value")
-		}
-	}
 	return nil
 }
 

@@ -178,7 +178,6 @@ func TestParseConfigErrors(t *testing.T) {
 		"schedule":        {`{"image":"a","schedule":"daily"}`, root.Unimplemented, "config.schedule"},
 		"two processes":   {`{"image":"a","processes":[{},{}]}`, root.Unimplemented, "config.processes"},
 		"process secrets": {`{"image":"a","processes":[{"secrets":[{"env_var":"A","name":"A"}]}]}`, root.Unimplemented, "config.processes[0].secrets"},
-		"secret file":     {`{"image":"a","files":[{"guest_path":"/a","secret_name":"S"}]}`, root.Unimplemented, "config.files[0].secret_name"},
 		"tigris":          {`{"image":"a","statics":[{"guest_path":"/a","url_prefix":"/a","tigris_bucket":"b"}]}`, root.Unimplemented, "config.statics[0].tigris_bucket"},
 		"static path":     {`{"image":"a","statics":[{"guest_path":"a","url_prefix":"/a"}]}`, root.Invalid, "config.statics[0].guest_path"},
 		"static prefix":   {`{"image":"a","statics":[{"guest_path":"/a","url_prefix":"a"}]}`, root.Invalid, "config.statics[0].url_prefix"},
