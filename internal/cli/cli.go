@@ -90,7 +90,7 @@ func newRootCmd(f *factory, p Processes) *cobra.Command {
 	cmd.PersistentFlags().StringVar(&f.token, "token", "", "token (ROOST_TOKEN or FLY_API_TOKEN; root on the host needs none)")
 	cmd.AddCommand(
 		newServerCmd(f, p), newDoctorCmd(f), newStatusCmd(f),
-		newDeployCmd(f), newReleaseCmd(f), newRollbackCmd(f), newConfigCmd(f),
+		newLaunchCmd(f), newDeployCmd(f), newReleaseCmd(f), newRollbackCmd(f), newConfigCmd(f),
 		newOrgCmd(f), newAppCmd(f), newMachineCmd(f), newImageCmd(f), newCertsCmd(f), newSecretsCmd(f), newScaleCmd(f), newProxyCmd(f), newConsoleCmd(f), newSSHCmd(f), newLogsCmd(f), newChecksCmd(f),
 		newAuthCmd(f), newTokenCmd(f),
 	)
@@ -128,6 +128,7 @@ func (f *factory) client() (*client.Client, error) {
 		return nil, err
 	}
 	c := config.Default()
+	c.Run = first(os.Getenv("ROOST_RUN"), c.Run)
 	place := connection{url: f.url, token: f.token, env: os.Getenv, stored: stored, fallback: "http://" + c.API}
 	if fi, err := os.Stat(c.APISocket()); err == nil && fi.Mode()&os.ModeSocket != 0 && os.Getuid() == 0 {
 		place.socket = c.APISocket()

@@ -69,11 +69,15 @@ func (f *factory) announce(c config.Config) {
 		if err != nil {
 			continue // it was checked
 		}
+		scheme, own := "http", "80"
+		if l.Port == 443 || l.Port == 0 && port == "443" {
+			scheme, own = "https", "443"
+		}
 		name := "<app>." + c.Domain
-		if port != "80" {
+		if port != own {
 			name = net.JoinHostPort(name, port)
 		}
-		f.io.Notef("  apps   http://%s (on %s)", name, first(host, "every address"))
+		f.io.Notef("  apps   %s://%s (on %s)", scheme, name, first(host, "every address"))
 	}
 	if c.API != "" {
 		f.io.Notef("  API    http://%s, its first token in %s", c.API, c.AdminToken())
@@ -126,7 +130,7 @@ func newServerStopCmd(f *factory) *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&all, "machines", false, "stop machines too and remove everything Roost set up on the host")
-	cmd.Flags().StringVar(&run, "run", config.Default().Run, "the server's run directory")
+	cmd.Flags().StringVar(&run, "run", first(os.Getenv("ROOST_RUN"), config.Default().Run), "the server's run directory (ROOST_RUN)")
 	return cmd
 }
 
@@ -149,7 +153,7 @@ func waitEnd(ctx context.Context, pidfd int) error {
 func settingFlags(cmd *cobra.Command, file *string) (load func() (config.Config, error)) {
 	settings := config.Settings()
 	for _, s := range settings {
-		cmd.Flags().String(s.Flag(), s.Default(), s.Usage)
+		cmd.Flags().Var(&settingValue{text: s.Default()}, s.Flag(), s.Usage)
 	}
 	return func() (config.Config, error) {
 		given := map[string]string{}
@@ -161,6 +165,24 @@ func settingFlags(cmd *cobra.Command, file *string) (load func() (config.Config,
 		return config.Load(given, os.Environ(), first(*file, os.Getenv("ROOST_CONFIG")))
 	}
 }
+
+// settingValue is a setting's flag. Given again it adds to the list; of a
+// setting that is none, config.Load refuses that.
+type settingValue struct {
+	text  string
+	given bool
+}
+
+func (v *settingValue) Set(text string) error {
+	if v.given {
+		text = v.text + "," + text
+	}
+	v.text, v.given = text, true
+	return nil
+}
+
+func (v *settingValue) String() string { return v.text }
+func (v *settingValue) Type() string   { return "string" }
 
 // newProcessCmds are the server's children; people never call them.
 func newProcessCmds(p Processes) []*cobra.Command {
