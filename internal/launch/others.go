@@ -27,8 +27,9 @@ func (s *scanner) folders() []string {
 }
 
 var (
-	exposes  = regexp.MustCompile(`(?mi)^\s*EXPOSE\s+(\d+)`)
-	baseless = regexp.MustCompile(`(?mi)^\s*FROM\s+(?:--\S+\s+)*(\S+)`)
+	exposes     = regexp.MustCompile(`(?mi)^\s*EXPOSE\s+(\d+)`)
+	settingsEnv = regexp.MustCompile(`DJANGO_SETTINGS_MODULE[= ]"?([\w.]+)`)
+	baseless    = regexp.MustCompile(`(?mi)^\s*FROM\s+(?:--\S+\s+)*(\S+)`)
 )
 
 // dockerfile: somebody has said already how the app is built.
@@ -57,7 +58,10 @@ func (s *scanner) dockerfile() (bool, error) {
 	if dir, manage := s.findManage(); manage != "" {
 		if m := settingsModule.FindStringSubmatch(manage); m != nil {
 			p := &djangoProject{s: s, dir: dir, module: m[1], python: s.readPython(dir)}
-			p.settings, _ = s.readSettings(dir, m[1])
+			if d := settingsEnv.FindStringSubmatch(text); d != nil {
+				p.module = d[1]
+			}
+			p.settings, _ = s.readSettings(dir, p.module)
 			s.plan.Title = "a Django project with a Dockerfile"
 			s.fly.release, s.fly.releaseWhy = "python3 manage.py migrate --noinput", "Before a release serves; if it fails, the former one stays."
 			s.choose("migrations: run before each release; a failing one stops it")
