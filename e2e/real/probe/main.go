@@ -157,8 +157,39 @@ type Echo struct {
 	Number  int64 // requests this process answered
 }
 
+// What the health check says: sick is how many checks fail from now on, below
+// zero all of them.
+var sick, checks atomic.Int64
+
+// health answers the platform's checks. With ALLOWED_HOST in the environment
+// it is as particular about names as Django.
+func health(w http.ResponseWriter, r *http.Request) {
+	checks.Add(1)
+	if host := os.Getenv("ALLOWED_HOST"); host != "" && r.Host != host {
+		w.Header().Set("Content-Type", "text/html")
+		w.WriteHeader(http.StatusBadRequest)
+		_, _ = io.WriteString(w, "<html><head><title>DisallowedHost at /ht/</title></head><body><h1>Bad Request (400)</h1></body></html>")
+		return
+	}
+	switch n := sick.Load(); {
+	case n > 0:
+		sick.Add(-1)
+		fallthrough
+	case n < 0:
+		http.Error(w, "no database", http.StatusInternalServerError)
+		return
+	}
+	fmt.Fprintln(w, "well")
+}
+
 func routes() http.Handler {
 	mux := http.NewServeMux()
+	mux.HandleFunc("/ht/", health)
+	mux.HandleFunc("/sicken", func(w http.ResponseWriter, r *http.Request) {
+		n, _ := strconv.ParseInt(r.URL.Query().Get("n"), 10, 64)
+		sick.Store(n)
+	})
+	mux.HandleFunc("/checks", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, checks.Load()) })
 	// /replay answers the header of ?h=, or the JSON document of ?j=, once:
 	// a request that was replayed is echoed, unless it asks for a loop.
 	mux.HandleFunc("/replay", func(w http.ResponseWriter, r *http.Request) {
