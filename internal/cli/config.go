@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,6 +20,7 @@ import (
 	"github.com/roost-run/roost/internal/appconfig"
 	"github.com/roost-run/roost/internal/atomicfile"
 	"github.com/roost-run/roost/internal/client"
+	"github.com/roost-run/roost/machines"
 )
 
 func newConfigCmd(f *factory) *cobra.Command {
@@ -334,6 +336,9 @@ build.image names one.`,
 				}
 			}
 			plan, err := c.PlanRelease(cmd.Context(), app, in)
+			if machines.StatusOf(err) == http.StatusNotFound {
+				return hintError{err, "`roost deploy` makes it"}
+			}
 			if err != nil {
 				return f.unreleased(app, err)
 			}

@@ -54,7 +54,7 @@ func releaseEvents(status, message string) []client.ReleaseEvent {
 		{ID: "05", At: now, Step: client.StepUpdate, Group: "app", Machine: id, Waiting: &client.Waiting{For: "its checks to pass", Left: 271}},
 		{ID: "06", At: now, Step: client.StepUpdate, Group: "app", Machine: id, Message: "updated"},
 		{ID: "07", At: now, Step: client.StepNotice, Warning: true, Message: "2 machines that the app made run an older image"},
-		{ID: "08", At: now, Step: client.StepVerify, Message: "http://shop.localhost:8080/ht/ answers 200"},
+		{ID: "08", At: now, Step: client.StepVerify, Message: "http://shop.localhost:8080/ht/ answers 200", URL: "http://shop.localhost:8080/ht/"},
 		{ID: "09", At: now, Step: client.StepEnd, Message: "release v4 is " + status, Release: &end},
 	}
 }

@@ -99,15 +99,10 @@ func eventSubject(e client.ReleaseEvent) string {
 	return e.Group
 }
 
-// answered is the address at which the platform reached the app at last, "" if
-// the event is not about that.
-func answered(e client.ReleaseEvent) string {
-	if e.Step != client.StepVerify || e.Failed || e.Warning {
-		return ""
-	}
-	address, _, ok := strings.Cut(e.Message, " answers ")
-	u, err := url.Parse(address)
-	if !ok || err != nil || u.Host == "" {
+// home is the address of an app that answered at the given one.
+func home(answered string) string {
+	u, err := url.Parse(answered)
+	if err != nil || u.Host == "" {
 		return ""
 	}
 	return (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: "/"}).String()
@@ -183,8 +178,8 @@ func (v *rolloutView) close() {
 func (v *rolloutView) event(e client.ReleaseEvent) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if url := answered(e); url != "" {
-		v.url = url
+	if e.URL != "" {
+		v.url = home(e.URL)
 	}
 	key := e.Step + " " + e.Machine
 	if e.Waiting != nil && e.Message == "" {
@@ -192,7 +187,7 @@ func (v *rolloutView) event(e client.ReleaseEvent) {
 		return
 	}
 	v.forget(key)
-	if line := eventLine(e); line != "" && e.Release == nil { // the end is told by who watches
+	if line := eventLine(e); line != "" && !e.End() { // the end is told by who watches
 		v.print(line)
 	}
 }
