@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"io"
 	"log/slog"
@@ -17,6 +18,7 @@ import (
 	"github.com/roost-run/roost/internal/catalog"
 	"github.com/roost-run/roost/internal/etcd/etcdtest"
 	"github.com/roost-run/roost/internal/orders"
+	"github.com/roost-run/roost/internal/seal"
 	"github.com/roost-run/roost/internal/state"
 )
 
@@ -197,8 +199,12 @@ func newWorld(t *testing.T) *world {
 		_ = cat.Follow(follow, w.store, slog.New(slog.DiscardHandler))
 	}()
 	t.Cleanup(func() { stop(); <-done })
+	key, err := seal.NewKey(rand.Reader)
+	w.must(err)
+	keys, err := seal.Parse([]byte(key))
+	w.must(err)
 	w.Control = New(Deps{
-		Store: w.store, Catalog: cat, Agent: w.agent, Images: library{}, Host: hostID,
+		Store: w.store, Catalog: cat, Agent: w.agent, Images: library{}, Host: hostID, Vault: &Vault{Store: w.store, Keys: keys},
 		Address: func(network, _, index uint32) root.Address {
 			if index > 300 {
 				return root.Address{}
