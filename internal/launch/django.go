@@ -142,6 +142,11 @@ func (p *djangoProject) choosePackages() {
 		needs = append(slices.Clone(needs), requirement{name: "uvicorn"})
 	}
 	p.packages, p.missing = debianPackages(needs)
+	if p.packages != nil && strings.Contains(p.settings.text, "django.contrib.admin") {
+		// Debian's Django only recommends what the admin's static files link to.
+		p.packages = append(p.packages, "libjs-jquery")
+		slices.Sort(p.packages)
+	}
 	where := "what the source imports"
 	if p.python.source != "" {
 		where = p.python.source
