@@ -189,9 +189,6 @@ func (f *factory) deploy(ctx context.Context, o *deployFlags, dir string) error 
 	if err != nil {
 		return f.unreleased(app, err)
 	}
-	for _, w := range r.Warnings {
-		f.io.Notef("Warning: %s", w)
-	}
 	if o.detach {
 		return f.leave(app, r, o.asJSON)
 	}

@@ -96,8 +96,8 @@ func TestDeployInAPipe(t *testing.T) {
 	s := a.run(t, "deploy", project(t, shopFile))
 	s.want(t, exitDone)
 	want := `Image registry.localhost/shop:v3
-Warning: config.metrics is kept
 Release v4 of shop
+Warning: config.metrics is kept
 release command: migrate
   | Applying 0001_initial
   | [31mred

@@ -239,9 +239,6 @@ command is run again: what a release command changed stays, and is named.`,
 			if err != nil {
 				return f.unreleased(app, err)
 			}
-			for _, w := range r.Warnings {
-				f.io.Notef("Warning: %s", w)
-			}
 			if detach {
 				return f.leave(app, r, asJSON)
 			}
@@ -259,6 +256,9 @@ command is run again: what a release command changed stays, and is named.`,
 
 // leave prints a release that nobody waits for.
 func (f *factory) leave(app string, r client.Release, asJSON bool) error {
+	for _, w := range r.Warnings {
+		f.io.Notef("Warning: %s", w)
+	}
 	if asJSON {
 		return f.io.JSON(r)
 	}

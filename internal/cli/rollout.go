@@ -21,6 +21,9 @@ type releaseOutcome struct {
 // an error that says why; to stop watching does not stop the rollout.
 func (f *factory) seeThrough(ctx context.Context, c *client.Client, app string, r client.Release, asJSON bool) error {
 	show := newRolloutView(f, app, r.Version)
+	for _, w := range r.Warnings {
+		show.event(client.ReleaseEvent{Warning: true, Message: w})
+	}
 	end, err := c.FollowRelease(ctx, app, r.Version, "", func(e client.ReleaseEvent) error {
 		show.event(e)
 		return nil
@@ -65,7 +68,7 @@ func short(d time.Duration) string {
 func eventLine(e client.ReleaseEvent) string {
 	switch {
 	case e.Output != nil:
-		return "  | " + printable(*e.Output)
+		return "  | " + strings.ReplaceAll(printable(*e.Output), "\n", "\n  | ")
 	case e.Message == "" && e.Waiting == nil:
 		return ""
 	}
@@ -81,9 +84,9 @@ func eventLine(e client.ReleaseEvent) string {
 		text = "Warning: " + text
 	}
 	if subject := eventSubject(e); subject != "" {
-		return subject + ": " + text
+		text = subject + ": " + text
 	}
-	return text
+	return strings.ReplaceAll(text, "\n", "\n    ")
 }
 
 // eventSubject is what an event is about, unless its text says so itself.
@@ -108,10 +111,11 @@ func home(answered string) string {
 	return (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: "/"}).String()
 }
 
-// printable keeps control characters of others' programs from the terminal.
+// printable keeps control characters of others' programs from the terminal;
+// lines and tabs stay.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
-		if r < ' ' && r != '\t' || r == 0x7f {
+		if r < ' ' && r != '\t' && r != '\n' || r == 0x7f {
 			return -1
 		}
 		return r
@@ -130,6 +134,7 @@ type rolloutView struct {
 	mu      sync.Mutex // guards what follows
 	waiting []waitLine // in order of their beginning
 	drawn   int        // lines on the terminal that will be replaced
+	warned  map[string]bool
 }
 
 type waitLine struct {
@@ -142,7 +147,7 @@ type waitLine struct {
 const sayAgain = 30 * time.Second
 
 func newRolloutView(f *factory, app string, version int) *rolloutView {
-	v := &rolloutView{f: f, ended: make(chan struct{})}
+	v := &rolloutView{f: f, ended: make(chan struct{}), warned: make(map[string]bool)}
 	f.io.Notef("Release v%d of %s", version, app)
 	if f.io.ErrTTY {
 		v.ticked.Go(v.tick)
@@ -187,6 +192,13 @@ func (v *rolloutView) event(e client.ReleaseEvent) {
 		return
 	}
 	v.forget(key)
+	if e.Warning && v.warned[e.Message] {
+		return
+	}
+	if e.Warning {
+		v.warned[e.Message] = true
+	}
+	e.Message, _, _ = strings.Cut(e.Message, "\n") // the end tells all of it
 	if line := eventLine(e); line != "" && !e.End() { // the end is told by who watches
 		v.print(line)
 	}

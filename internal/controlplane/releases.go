@@ -43,11 +43,15 @@ func (p public) Ask(ctx context.Context, app root.AppName, q control.PublicQuest
 		return control.PublicAnswer{}, err
 	}
 	host := string(app) + "." + p.domain
-	scheme := "http"
+	scheme, usual := "http", "80"
 	if q.TLS {
-		scheme = "https"
+		scheme, usual = "https", "443"
 	}
+	// A listener may stand for another port: people need the one that is there.
 	a := control.PublicAnswer{URL: scheme + "://" + host + q.Path}
+	if _, port, err := net.SplitHostPort(addr); err == nil && port != usual {
+		a.URL = scheme + "://" + net.JoinHostPort(host, port) + q.Path
+	}
 	req, err := http.NewRequestWithContext(ctx, q.Method, scheme+"://"+host+q.Path, nil)
 	if err != nil {
 		return a, err
