@@ -53,6 +53,9 @@ func (i *instance) container(n uint64) string {
 	return strings.ToLower(string(i.id())) + "-" + strconv.FormatUint(n, 10)
 }
 
+// releaseLog is the provider of what a release command prints, in logs.
+const releaseLog = "release"
+
 // note takes over what an entry says about the instance itself.
 func (i *instance) note(e orders.Entry) {
 	if i.heard.Before(e.Stamp) {
@@ -199,6 +202,9 @@ func (a *Agent) prepare(ctx context.Context, i *instance) (err error) {
 		IPv4: m.Spec.Address.IPv4, IPv6: m.Spec.Address.IPv6, Interface: network.InterfaceFor(m.Spec.Address.Index),
 		Stop: c.Stop, Memory: c.Guest.Memory, Swap: c.Swap, TTY: c.Init.TTY,
 		Command: strings.Join(proc.Args, " "), Problem: problem,
+	}
+	if m.Group() == root.GroupReleaseCommand {
+		boot.Log = releaseLog
 	}
 	// The answer's stamp is not taken over: entries before it may be under way.
 	if _, err := a.o.Supervisor.Prepare(ctx, boot); err != nil {

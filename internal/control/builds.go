@@ -90,5 +90,20 @@ func (s *Images) Build(ctx context.Context, a auth.Actor, r BuildRequest, news f
 		}
 		slices.Sort(r.Repositories)
 	}
-	return s.d.Builder.Build(ctx, r, scrubNews(scrubber, news))
+	log, began := newBuildLog(s.d.Journal, app.Name), s.d.Now()
+	image, err := s.d.Builder.Build(ctx, r, scrubNews(scrubber, func(n BuildNews) {
+		log.news(n)
+		if news != nil {
+			news(n)
+		}
+	}))
+	failed := ""
+	if err != nil {
+		failed = root.MessageOf(err)
+		if scrubber != nil {
+			failed = scrubber.Scrub(failed)
+		}
+	}
+	log.end(image, s.d.Now().Sub(began), failed)
+	return image, err
 }

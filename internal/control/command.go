@@ -309,7 +309,7 @@ func (o *commandOutput) read(ctx context.Context, follow bool) error {
 		return nil
 	}
 	return o.c.s.Logs.Tail(ctx, o.app, LogFilter{Machine: o.machine}, follow, func(l LogLine) error {
-		if l.Provider != LogApp {
+		if l.Provider != LogApp && l.Provider != LogRelease {
 			return nil
 		}
 		o.mu.Lock()

@@ -90,7 +90,7 @@ func (d *Deps) lastLog(ctx context.Context, f failure) []string {
 	}
 	var lines []string
 	err := d.Logs.Tail(ctx, f.app, LogFilter{Machine: f.machine, Since: f.since.Add(-time.Second)}, false, func(l LogLine) error {
-		if l.Instance != f.instance && f.instance != "" || strings.TrimSpace(l.Message) == "" || l.Provider != LogApp {
+		if l.Instance != f.instance && f.instance != "" || strings.TrimSpace(l.Message) == "" || l.Provider != LogApp && l.Provider != LogRelease {
 			return nil
 		}
 		lines = append(lines, l.Message)

@@ -79,6 +79,7 @@ type record struct {
 
 // Source says whose lines they are.
 type Source struct {
+	Provider string         // of what it prints; "" is ProviderApp
 	Machine  root.MachineID // only in a file that is not a machine's
 	App      root.AppName
 	Instance root.InstanceID
@@ -303,7 +304,11 @@ func (w *Writer) line(s Source, stream string, text []byte) {
 	}
 	w.tokens -= float64(len(text) + 1)
 	w.drops()
-	w.add(s, ProviderApp, stream, text)
+	provider := s.Provider
+	if provider == "" {
+		provider = ProviderApp
+	}
+	w.add(s, provider, stream, text)
 }
 
 // drops records how many lines are missing here.

@@ -32,6 +32,7 @@ type Boot struct {
 	Swap       root.Bytes
 	TTY        bool
 	Command    string // as logged: Preparing to run: `cmd` as root
+	Log        string // the provider of what it prints; "" is "app"
 	// Fallback: Problem says why this boot cannot run (command not found, no
 	// such user). The supervisor records it as the reason of a failed start.
 	Problem string

@@ -228,11 +228,11 @@ func (a *slots) share(s *slot) {
 func (a *slots) adoptRun(ctx context.Context, r *run) (<-chan int, error) {
 	if f := a.terminals[r.boot.Container]; f != nil {
 		delete(a.terminals, r.boot.Container)
-		r.out = carry(f, a.logs.stream(r.source))
+		r.out = carry(f, a.logs.stream(r.source, &r.boot))
 	}
 	if !r.boot.TTY {
 		if f, err := openFIFO(a.fifo(r.boot.Instance, r.boot.Container), true); err == nil {
-			r.out = carry(f, a.logs.stream(r.source))
+			r.out = carry(f, a.logs.stream(r.source, &r.boot))
 		} else {
 			a.log.Warn("machine output not taken over", "machine", r.boot.Machine, "err", err)
 		}

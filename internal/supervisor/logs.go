@@ -56,9 +56,11 @@ func (l *logs) of(s logSource) machinelog.Source {
 }
 
 // stream is where a boot's output goes.
-func (l *logs) stream(s logSource) io.WriteCloser {
+func (l *logs) stream(s logSource, b *orders.Boot) io.WriteCloser {
 	if w := l.writer(s); w != nil {
-		return w.Stream(l.of(s), "stdout")
+		of := l.of(s)
+		of.Provider = b.Log
+		return w.Stream(of, "stdout")
 	}
 	return discard{}
 }

@@ -250,7 +250,7 @@ func (s *slot) launch(ctx context.Context, b orders.Boot) (_ *run, err error) {
 		return nil, err
 	}
 	if reader != nil {
-		r.out = carry(reader, s.all.logs.stream(source))
+		r.out = carry(reader, s.all.logs.stream(source, &b))
 		reader = nil
 	}
 	s.mu.Lock()
