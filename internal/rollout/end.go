@@ -166,7 +166,7 @@ func (e *Executor) retry(ctx context.Context, tries int, f func() error) error {
 			select {
 			case <-ctx.Done():
 				return context.Cause(ctx)
-			case <-time.After(returnPause):
+			case <-time.After(e.o.Pause):
 			}
 		}
 		if err = f(); err == nil {

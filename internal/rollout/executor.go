@@ -86,7 +86,9 @@ type Options struct {
 	// Failpoint, if not nil, is called with the name of each point at which a
 	// crash must do no harm; see Failpoints.
 	Failpoint func(name string)
-	Log       *slog.Logger
+	// Pause is between attempts to undo or remove something; 0 is two seconds.
+	Pause time.Duration
+	Log   *slog.Logger
 }
 
 // Failpoints are the names of the points at which tests end the process.
@@ -119,6 +121,9 @@ type Executor struct {
 func New(o Options, r *root.Release, j root.Rollout) *Executor {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Pause == 0 {
+		o.Pause = returnPause
 	}
 	return &Executor{o: o, r: r, j: j}
 }
