@@ -12,10 +12,10 @@ TEST_TIMEOUT ?= 10m
 
 export CGO_ENABLED ?= 0
 
-.PHONY: help setup build demo test check lint unit e2e fuzz bench vm golden clean
+.PHONY: help setup build demo demo-django test check lint unit e2e fuzz bench vm golden clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-11s %s\n", $$1, $$2}'
 
 setup: ## install missing Debian packages (says which)
 	@scripts/setup
@@ -26,6 +26,9 @@ build: ## build bin/roost
 
 demo: setup build ## install, build, and show an app that sleeps, wakes and replays
 	@$(GO) run ./e2e/demo -roost $(BIN) $(DEMO_FLAGS)
+
+demo-django: setup build ## deploy the Django example from its folder, and show all a deploy does
+	@$(GO) run ./e2e/demo -roost $(BIN) -django $(DEMO_FLAGS)
 
 test: setup check e2e ## everything: lint, unit tests with the race detector, end-to-end tests
 

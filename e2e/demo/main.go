@@ -1,6 +1,7 @@
-// Command demo shows story B to a person: it starts a Roost of its own on this
-// host, runs the steps of package story, one line each, and leaves the host as
-// it was. It exits 0 only if every step held.
+// Command demo shows story B to a person, or with -django how a Django project
+// is deployed: it starts a Roost of its own on this host, runs the steps of
+// package story or django, one line each, and leaves the host as it was. It
+// exits 0 only if every step held.
 package main
 
 import (
@@ -15,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/roost-run/roost/e2e/django"
 	"github.com/roost-run/roost/e2e/instance"
 	"github.com/roost-run/roost/e2e/story"
 )
@@ -22,16 +24,17 @@ import (
 func main() {
 	binary := flag.String("roost", "bin/roost", "the binary to show")
 	keep := flag.Bool("keep", false, "leave the platform running at the end")
+	withDjango := flag.Bool("django", false, "show the Django example")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *binary, *keep); err != nil {
+	if err := run(ctx, *binary, *keep, *withDjango); err != nil {
 		fmt.Fprintf(os.Stderr, "demo: %v\n", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, binary string, keep bool) (err error) {
+func run(ctx context.Context, binary string, keep, withDjango bool) (err error) {
 	begin := time.Now()
 	if os.Getuid() != 0 {
 		return errors.New("run it as root: machines need namespaces, mounts and control groups")
@@ -47,14 +50,26 @@ func run(ctx context.Context, binary string, keep bool) (err error) {
 	if err != nil {
 		return err
 	}
-	in, err := instance.Start(ctx, binary, story.Settings()...)
+	settings := story.Settings()
+	if withDjango {
+		settings = django.Settings()
+	}
+	in, err := instance.Start(ctx, binary, settings...)
 	if err != nil {
 		return err
 	}
 	fmt.Printf("Roost runs: apps at http://*.localhost on %s, API at %s, files in %s\n", in.Edge, in.API, in.Dir)
-	s := story.New(in, source)
-	defer s.Close()
-	told := story.Tell(ctx, os.Stdout, s)
+	var told error
+	var host string
+	if withDjango {
+		s := django.New(in, source)
+		defer s.Close()
+		host, told = s.Host(), django.Tell(ctx, os.Stdout, s)
+	} else {
+		s := story.New(in, source)
+		defer s.Close()
+		host, told = s.Host(), story.Tell(ctx, os.Stdout, s)
+	}
 	if told != nil {
 		fmt.Printf("\nThe platform's last words:\n%s\n\n", in.LogTail(30))
 	}
@@ -63,7 +78,7 @@ func run(ctx context.Context, binary string, keep bool) (err error) {
 		if err != nil {
 			return errors.Join(told, err)
 		}
-		fmt.Printf("It is left running. The store: http://%s/\n", net.JoinHostPort(s.Host(), port))
+		fmt.Printf("It is left running. The store: http://%s/\n", net.JoinHostPort(host, port))
 		fmt.Printf("Stop it and clean up: %s server stop --machines --run %s && rm -r %s\n", binary, in.Run(), in.Dir)
 		return told
 	}
