@@ -242,13 +242,14 @@ func (a *slots) fifo(id root.InstanceID, container string) string {
 }
 
 // listenMachine opens the socket of a machine's /.fly/api, for any user inside
-// it. It is made in the supervisor's own directory and then moved, so that
-// nothing that the machine may have put there is followed.
+// it. It is made beside the directory that the machine sees and then moved, so
+// that nothing that the machine may have put there is followed.
 func (a *slots) listenMachine(id root.InstanceID) (_ *os.File, err error) {
 	if err := errors.Join(os.MkdirAll(a.slotDir(id), 0o700), os.MkdirAll(a.apiDir(id), 0o755)); err != nil {
 		return nil, err
 	}
-	d, err := os.Open(a.slotDir(id))
+	dir := filepath.Dir(a.apiDir(id))
+	d, err := os.Open(dir)
 	if err != nil {
 		return nil, err
 	}
@@ -260,7 +261,7 @@ func (a *slots) listenMachine(id root.InstanceID) (_ *os.File, err error) {
 	}
 	l.SetUnlinkOnClose(false)
 	f, err := l.File()
-	err = errors.Join(err, l.Close(), os.Rename(filepath.Join(a.slotDir(id), "api"), filepath.Join(a.apiDir(id), "api")))
+	err = errors.Join(err, l.Close(), os.Rename(filepath.Join(dir, "api"), filepath.Join(a.apiDir(id), "api")))
 	return f, err
 }
 

@@ -170,6 +170,9 @@ func runWith(ctx context.Context, cfg config.Config, argv func(child string) []s
 	if err := s.openRuntime(life); err != nil {
 		return err
 	}
+	if err := keepInMemory(filepath.Join(cfg.Run, "machines"), log); err != nil {
+		return err
+	}
 	serving = true // from here on there may be machines
 	if err := s.adopt(life, edge); err != nil {
 		return err
