@@ -20,6 +20,7 @@ import (
 	"github.com/roost-run/roost/internal/catalog"
 	"github.com/roost-run/roost/internal/catalog/feed"
 	"github.com/roost-run/roost/internal/config"
+	"github.com/roost-run/roost/internal/health/report"
 	"github.com/roost-run/roost/internal/ipc"
 	"github.com/roost-run/roost/internal/orders"
 )
@@ -40,6 +41,7 @@ type host struct {
 	entries   []orders.Entry
 	instances map[root.InstanceID]orders.Instance
 	started   func(root.InstanceID) // called when one boots
+	reports   []report.Report
 }
 
 func newHost(t *testing.T) *host {
@@ -211,6 +213,12 @@ func (h *host) edge() (stop func()) {
 func (h *host) startControl() (stop func()) {
 	mux := http.NewServeMux()
 	mux.Handle("GET "+feed.Path, feed.Handler(h.control))
+	mux.Handle("POST "+report.Path, report.Handler(func(_ context.Context, reports []report.Report) error {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.reports = append(h.reports, reports...)
+		return nil
+	}))
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, "%s %s front=%s peer=%s machine=%s other=%s", r.Method, r.URL, r.Header.Get("Roost-Front"), r.Header.Get("Roost-Peer"), r.Header.Get("Roost-Machine"), r.Header.Get("Roost-Actor"))
 	})
@@ -219,6 +227,11 @@ func (h *host) startControl() (stop func()) {
 
 // addMachine makes a machine of app shop, an HTTP server that the test runs.
 func (h *host) addMachine(service root.Service, state root.State, phase orders.Phase) *root.Machine {
+	hello := func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "hello") }
+	return h.addMachineWith(hello, service, state, phase)
+}
+
+func (h *host) addMachineWith(handler http.HandlerFunc, service root.Service, state root.State, phase orders.Phase) *root.Machine {
 	var c net.ListenConfig
 	l, err := c.Listen(h.t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
@@ -226,7 +239,7 @@ func (h *host) addMachine(service root.Service, state root.State, phase orders.P
 	}
 	h.t.Cleanup(func() { _ = l.Close() })
 	go func() {
-		_ = http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, "hello") })) //nolint:gosec // a test
+		_ = http.Serve(l, handler) //nolint:gosec // a test
 	}()
 	ap := l.Addr().(*net.TCPAddr)
 	service.Protocol, service.InternalPort, service.Autostart = "tcp", ap.Port, true
