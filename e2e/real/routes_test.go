@@ -96,7 +96,7 @@ func TestServerlessRoutes(t *testing.T) {
 
 	// The next release has no routes, and a web service in both groups.
 	deploy(t, app, twoGroups[:len(twoGroups)-len("  processes = [\"app\"]\n")]+"  processes = [\"app\", \"pdf\"]\n")
-	want(t, admin().Cordon(t.Context(), app, web))
+	want(t, admin().Cordon(t.Context(), app, web, true))
 	eventually(t, func() string {
 		if got := get(t, app, "/").echo(t).Machine; got != pdf {
 			return "an ordinary request is still answered by " + got
