@@ -41,6 +41,9 @@ const (
 	idleTimeout = 2 * time.Minute
 	// shutdownTimeout bounds the wait for the last reply to be sent.
 	shutdownTimeout = 5 * time.Second
+	// settleTime is how long after a build what it left is tidied up: BuildKit
+	// lets go of its results in the background.
+	settleTime = 2 * time.Second
 	// pruneTimeout bounds the clean-up after a build.
 	pruneTimeout = 5 * time.Minute
 	// maxQueue is how many builds may wait; more get kind Exhausted.
@@ -179,17 +182,20 @@ func (s *server) counted(next http.Handler) http.Handler {
 
 // untilIdle returns when no request has been open for the idle time, or ctx ends.
 func (s *server) untilIdle(ctx context.Context) {
-	t := time.NewTimer(s.Idle)
+	t, quiet := time.NewTimer(s.Idle), time.NewTimer(settleTime)
 	defer t.Stop()
+	defer quiet.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-s.done:
+			quiet.Reset(settleTime)
+			t.Reset(s.Idle)
+		case <-quiet.C:
 			if s.active.Load() == 0 {
 				s.tidy(ctx)
 			}
-			t.Reset(s.Idle)
 		case <-t.C:
 			if s.active.Load() == 0 {
 				return

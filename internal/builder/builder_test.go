@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/oklog/ulid/v2"
 	digest "github.com/opencontainers/go-digest"
 
 	root "github.com/roost-run/roost"
@@ -25,6 +26,7 @@ import (
 	"github.com/roost-run/roost/internal/config"
 	"github.com/roost-run/roost/internal/image"
 	"github.com/roost-run/roost/internal/ipc"
+	"github.com/roost-run/roost/internal/runtime/cgroup"
 )
 
 func TestMain(m *testing.M) {
@@ -60,10 +62,19 @@ func start(tb testing.TB, edit func(*options)) *host {
 		tb.Fatal(err)
 	}
 	o := options{Dir: h.dir, Store: filepath.Join(dir, "store.sock"), Registry: "registry.roost.test", Idle: time.Minute, Slots: 1, Log: slog.New(slog.DiscardHandler),
-		BuildKit: buildkit.Options{Runtime: "runc", CgroupParent: "/roost-test-" + filepath.Base(filepath.Dir(dir)), Cache: root.GiB}}
+		BuildKit: buildkit.Options{Runtime: "runc", CgroupParent: "/roost-test-" + ulid.Make().String() + "/builds", Cache: root.GiB}}
 	if edit != nil {
 		edit(&o)
 	}
+	tb.Cleanup(func() { // after the builder, below
+		group, err := cgroup.Open(filepath.Dir(o.BuildKit.CgroupParent))
+		if err == nil {
+			err = errors.Join(group.RemoveGroup(filepath.Base(o.BuildKit.CgroupParent)), group.Remove())
+		}
+		if err != nil {
+			tb.Error(err)
+		}
+	})
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() {

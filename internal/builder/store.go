@@ -135,6 +135,8 @@ func storeError(err error) error {
 	switch {
 	case ok && st.Code() == codes.InvalidArgument:
 		return &root.Error{Kind: root.Invalid, Message: st.Message(), Err: err}
+	case ok && st.Code() == codes.FailedPrecondition:
+		return &root.Error{Kind: root.Unavailable, Message: st.Message(), Err: err}
 	case ok && st.Code() == codes.ResourceExhausted:
 		return &root.Error{Kind: root.Exhausted, Message: st.Message(), Err: err}
 	case ok && st.Code() == codes.Unavailable, errdefs.IsUnavailable(err):

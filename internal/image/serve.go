@@ -86,6 +86,8 @@ func toStatus(err error) error {
 		return status.Error(codes.NotFound, root.MessageOf(err))
 	case root.Exhausted:
 		return status.Error(codes.ResourceExhausted, root.MessageOf(err))
+	case root.Unavailable, root.Precondition, root.Forbidden:
+		return status.Error(codes.FailedPrecondition, root.MessageOf(err)) // a registry's, not this connection's
 	}
 	return errgrpc.ToGRPC(err)
 }

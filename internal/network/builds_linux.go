@@ -34,7 +34,7 @@ func buildsInput() [][]expr.Any {
 }
 
 // AttachBuilds makes the namespace of builds, or mends it, and returns a
-// function that calls another one inside it.
+// function that calls another one inside it. It goes with the router.
 func (r *Router) AttachBuilds(ctx context.Context, namespace string) (do func(func() error) error, err error) {
 	a := AddressFor(buildsNetwork, 0, buildsIndex)
 	err = r.net.Attach(ctx, Attachment{
@@ -51,9 +51,4 @@ func (r *Router) AttachBuilds(ctx context.Context, namespace string) (do func(fu
 		defer ns.Close()
 		return within(ns, f)
 	}, nil
-}
-
-// DetachBuilds takes it away. What does not exist is success.
-func (r *Router) DetachBuilds(ctx context.Context, namespace string) error {
-	return r.net.Detach(ctx, Attachment{Namespace: namespace, Interface: buildsLink})
 }

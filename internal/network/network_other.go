@@ -70,6 +70,3 @@ func (*Router) Network() *Network { return nil }
 func (*Router) AttachBuilds(context.Context, string) (func(func() error) error, error) {
 	return nil, errLinux
 }
-
-// DetachBuilds needs Linux.
-func (*Router) DetachBuilds(context.Context, string) error { return errLinux }

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -25,6 +26,7 @@ import (
 	"github.com/containerd/containerd/v2/core/diff/apply"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/gc"
 	"github.com/containerd/containerd/v2/plugins/diff/walking"
@@ -45,12 +47,14 @@ import (
 	"github.com/moby/buildkit/solver"
 	"github.com/moby/buildkit/solver/bboltcachestorage"
 	"github.com/moby/buildkit/solver/pb"
+	"github.com/moby/buildkit/util/grpcerrors"
 	"github.com/moby/buildkit/util/leaseutil"
 	"github.com/moby/buildkit/util/network"
 	"github.com/moby/buildkit/worker"
 	"github.com/moby/buildkit/worker/base"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	bolt "go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/test/bufconn"
 
@@ -109,7 +113,8 @@ type Engine struct {
 	closer []io.Closer
 }
 
-// Open starts BuildKit. What a process that was killed left running is ended.
+// Open starts BuildKit. What a process that was killed left is removed; whoever
+// started it has ended the steps that ran.
 func Open(ctx context.Context, o Options) (_ *Engine, err error) {
 	_ = ctdlog.SetLevel("error") // what fails is returned to us
 	e := &Engine{o: o, bases: &bases{Store: o.Images}, runc: filepath.Join(o.Dir, "runtime")}
@@ -118,7 +123,7 @@ func Open(ctx context.Context, o Options) (_ *Engine, err error) {
 			err = errors.Join(fmt.Errorf("start BuildKit: %w", err), e.Close())
 		}
 	}()
-	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
+	if err := errors.Join(os.MkdirAll(o.Dir, 0o700), os.RemoveAll(e.runc), sweep(filepath.Join(o.Dir, "executor"))); err != nil {
 		return nil, err
 	}
 	opt, err := e.workerOptions()
@@ -175,7 +180,9 @@ func (e *Engine) serve(wc *worker.Controller) error {
 		return errors.Join(err, store.Close(), historyDB.Close())
 	}
 	e.closer = []io.Closer{e.ctrl} // it closes the worker
-	e.server = grpc.NewServer()
+	// The interceptors carry errors with what they know, such as the line of
+	// the Dockerfile.
+	e.server = grpc.NewServer(grpc.UnaryInterceptor(grpcerrors.UnaryServerInterceptor), grpc.StreamInterceptor(grpcerrors.StreamServerInterceptor))
 	e.ctrl.Register(e.server)
 	l := bufconn.Listen(pipeSize)
 	e.served.Go(func() { _ = e.server.Serve(l) }) // until Close
@@ -268,4 +275,31 @@ func (e *Engine) runtimeCommand() (string, error) {
 		return "", err
 	}
 	return name, os.WriteFile(name, []byte(script), 0o700) //nolint:gosec // it is to be executed
+}
+
+// sweep removes what steps that were cut off left: a directory each, where
+// their files were mounted. Nothing below such a place is touched.
+func sweep(dir string) error {
+	left, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	errs := []error{err}
+	for _, step := range left {
+		if !step.IsDir() {
+			continue
+		}
+		place := filepath.Join(dir, step.Name())
+		mounted := filepath.Join(place, "rootfs")
+		if err := mount.UnmountAll(mounted, unix.MNT_DETACH); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+			continue
+		}
+		for _, name := range []string{mounted, filepath.Join(place, "config.json"), place} {
+			if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				errs = append(errs, err)
+			}
+		}
+	}
+	return errors.Join(errs...)
 }

@@ -1,14 +1,12 @@
 package buildkit
 
 import (
-	"errors"
 	"fmt"
 	"regexp"
 	"slices"
 	"strings"
 
 	"github.com/moby/buildkit/client"
-	gatewaypb "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/solver/errdefs"
 	digest "github.com/opencontainers/go-digest"
 
@@ -108,11 +106,15 @@ func (s *story) failed() *step {
 }
 
 var (
-	stepNumber  = regexp.MustCompile(`^\[[^\]]*\] `)
-	noTarget    = regexp.MustCompile(`target stage "?([^" ]+)"? could not be found`)
-	noSecret    = regexp.MustCompile(`secret ([^: ]+): not found`)
-	stageLine   = regexp.MustCompile(`(?im)^\s*FROM\s+(?:--\S+\s+)*\S+\s+AS\s+(\S+)`)
-	solvePrefix = regexp.MustCompile(`^(failed to solve: |rpc error: code = \w+ desc = |failed to load cache key: )+`)
+	stepNumber    = regexp.MustCompile(`^\[[^\]]*\] `)
+	noTarget      = regexp.MustCompile(`target stage "?([^" ]+)"? could not be found`)
+	exitCode      = regexp.MustCompile(`did not complete successfully: exit code: (\d+)`)
+	noFile        = regexp.MustCompile(`failed to calculate checksum of ref \S+: "/?([^"]+)": not found`)
+	denied        = regexp.MustCompile(`"?docker-image://([^" ]+)"? denied by policy`)
+	noEntitlement = regexp.MustCompile(`entitlement (\S+) is not allowed|granting entitlement (\S+)`)
+	noSecret      = regexp.MustCompile(`secret ([^: ]+): not found`)
+	stageLine     = regexp.MustCompile(`(?im)^\s*FROM\s+(?:--\S+\s+)*\S+\s+AS\s+(\S+)`)
+	solvePrefix   = regexp.MustCompile(`^(failed to solve: |rpc error: code = \w+ desc = |failed to load cache key: )+`)
 )
 
 // explain makes BuildKit's error one for people: the step, the line of the
@@ -121,7 +123,7 @@ func (e *Engine) explain(err error, b Build, seen *story, oom bool) error {
 	text := solvePrefix.ReplaceAllString(err.Error(), "")
 	kind, code := root.Invalid, CodeBuildFailed
 	var m strings.Builder
-	exit, failed := errors.AsType[*gatewaypb.ExitError](err)
+	exit := exitCode.FindStringSubmatch(text)
 	st := seen.failed()
 	switch {
 	case oom:
@@ -131,8 +133,8 @@ func (e *Engine) explain(err error, b Build, seen *story, oom bool) error {
 			fmt.Fprintf(&m, " (%s)", e.o.Memory)
 		}
 		m.WriteString("; raise build_memory in the server's configuration, or let the step use less")
-	case failed && st != nil:
-		fmt.Fprintf(&m, "%s failed with exit code %d", stepNumber.ReplaceAllString(st.name, ""), exit.ExitCode)
+	case exit != nil && st != nil:
+		fmt.Fprintf(&m, "%s failed with exit code %s", stepNumber.ReplaceAllString(st.name, ""), exit[1])
 	case noTarget.MatchString(text):
 		fmt.Fprintf(&m, "%s has no stage %q", b.Name, noTarget.FindStringSubmatch(text)[1])
 		if names := stages(b.Dockerfile); len(names) > 0 {
@@ -143,9 +145,16 @@ func (e *Engine) explain(err error, b Build, seen *story, oom bool) error {
 	case noSecret.MatchString(text):
 		name := noSecret.FindStringSubmatch(text)[1]
 		fmt.Fprintf(&m, "the build needs the secret %s: give it with --build-secret %s=VALUE, or let it read the app's with --app-secret %s", name, name, name)
+	case noFile.MatchString(text):
+		fmt.Fprintf(&m, "%s is not in the build context, or an ignore file leaves it out: not found", noFile.FindStringSubmatch(text)[1])
+	case denied.MatchString(text):
+		kind, code = root.Forbidden, ""
+		fmt.Fprintf(&m, "the image %s belongs to another organisation", denied.FindStringSubmatch(text)[1])
+	case noEntitlement.MatchString(text):
+		fmt.Fprintf(&m, "a step asks for %s, which builds do not get here", noEntitlement.FindStringSubmatch(text)[1])
 	default:
 		if known := e.bases.why(err.Error()); known != nil {
-			kind, code, text = root.KindOf(known), "", root.MessageOf(known)
+			kind, code, text = root.KindOf(known), "", root.MessageOf(known)+" (an archive of it can be loaded with `roost image load`)"
 		} else if strings.Contains(text, "no space left on device") {
 			kind, code, text = root.Exhausted, "", "the disk is full: remove images that are not needed, or enlarge it"
 		}

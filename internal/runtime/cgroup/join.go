@@ -134,37 +134,58 @@ func removeTree(dir string) error {
 // Killed returns a function that says whether since now the kernel has killed
 // a process in a group of Join, or below it, for memory.
 func (p *Parent) Killed(group string) (func() bool, error) {
-	before, err := p.oom(group)
+	before, err := p.kills(group)
+	if err == nil {
+		err = p.resetPeak(group)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("count out-of-memory kills of %s: %w", p.Path(group), err)
 	}
 	return func() bool {
-		now, err := p.oom(group)
-		return err == nil && now.kills > before.kills && now.limits > before.limits
+		now, err := p.kills(group)
+		return err == nil && now > before && p.full(group)
 	}, nil
 }
 
-// oomCount is how often the kernel killed, and met a limit.
-type oomCount struct{ kills, limits uint64 }
-
-func (p *Parent) oom(group string) (oomCount, error) {
-	switch h := p.h.(type) {
-	case v1:
-		// A group's own counter leaves out those below it, and goes with them;
-		// the host's kills, when a limit was met at the same time, are ours.
-		kills, err := readKeys("/proc/vmstat", "oom_kill")
-		if err != nil {
-			return oomCount{}, err
-		}
-		own, err := readBytes(h.file("memory", p.Path(group), "memory.failcnt"))
-		if err != nil {
-			return oomCount{}, err
-		}
-		all, err := readBytes(h.file("memory", p.name, "memory.failcnt"))
-		return oomCount{kills[0], uint64(own) + uint64(all)}, err
-	case v2:
-		n, err := h.oomKills(p.Path(group)) // with those below
-		return oomCount{n, n}, err
+// kills counts: in version 2 those of the group, with what is below it. In
+// version 1 a group's own counter leaves those below out, and goes with them;
+// there it is the host's, and full says whether they may have been ours.
+func (p *Parent) kills(group string) (uint64, error) {
+	if h, ok := p.h.(v2); ok {
+		return h.oomKills(p.Path(group))
 	}
-	return oomCount{}, nil
+	v, err := readKeys("/proc/vmstat", "oom_kill")
+	if err != nil {
+		return 0, err
+	}
+	return v[0], nil
+}
+
+const peakFile = "memory.max_usage_in_bytes"
+
+func (p *Parent) resetPeak(group string) error {
+	h, ok := p.h.(v1)
+	if !ok {
+		return nil
+	}
+	return errors.Join(writeFile(h.file("memory", p.Path(group), peakFile), "0"), writeFile(h.file("memory", p.name, peakFile), "0"))
+}
+
+// full reports whether the group, or the parent, has been at its limit.
+func (p *Parent) full(group string) bool {
+	h, ok := p.h.(v1)
+	if !ok {
+		return true
+	}
+	const near = root.MiB // charges are made in batches
+	for _, name := range []string{p.Path(group), p.name} {
+		peak, err := readBytes(h.file("memory", name, peakFile))
+		if err != nil {
+			continue
+		}
+		if _, limit, err := h.memory(name); err == nil && peak > limit-near {
+			return true
+		}
+	}
+	return false
 }
