@@ -56,6 +56,8 @@ func (f *factory) seeThrough(ctx context.Context, c *client.Client, app string, 
 // short prints a duration without needless digits.
 func short(d time.Duration) string {
 	switch {
+	case d < time.Second:
+		return d.Round(10 * time.Millisecond).String()
 	case d < 10*time.Second:
 		return d.Round(100 * time.Millisecond).String()
 	case d < time.Hour:
