@@ -7,7 +7,6 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/pkg/oci"
-	"github.com/containerd/containerd/v2/pkg/protobuf"
 	"github.com/containerd/errdefs"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -27,27 +26,13 @@ func (i imageStore) Get(ctx context.Context, name string) (images.Image, error) 
 	if err != nil {
 		return images.Image{}, storeError(err)
 	}
-	return fromAPI(resp.GetImage()), nil
+	return images.Image{Name: name, Target: oci.DescriptorFromProto(resp.GetImage().GetTarget())}, nil
 }
 
-func (i imageStore) List(ctx context.Context, filters ...string) ([]images.Image, error) {
-	resp, err := i.s.images.List(namespaces.WithNamespace(ctx, namespace), &imagesapi.ListImagesRequest{Filters: filters})
-	if err != nil {
-		return nil, storeError(err)
-	}
-	list := make([]images.Image, 0, len(resp.GetImages()))
-	for _, img := range resp.GetImages() {
-		list = append(list, fromAPI(img))
-	}
-	return list, nil
-}
-
-func fromAPI(i *imagesapi.Image) images.Image {
-	return images.Image{
-		Name: i.GetName(), Labels: i.GetLabels(), Target: oci.DescriptorFromProto(i.GetTarget()),
-		CreatedAt: protobuf.FromTimestamp(i.GetCreatedAt()), UpdatedAt: protobuf.FromTimestamp(i.GetUpdatedAt()),
-	}
-}
+// List names no images. BuildKit would spare from pruning what it takes for
+// layers of theirs, and takes the results of steps that were never part of an
+// image for those of its base. What images need the store keeps anyway.
+func (i imageStore) List(context.Context, ...string) ([]images.Image, error) { return nil, nil }
 
 func (i imageStore) Create(ctx context.Context, img images.Image) (images.Image, error) {
 	_, err := i.s.images.Create(namespaces.WithNamespace(ctx, namespace), &imagesapi.CreateImageRequest{

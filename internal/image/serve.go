@@ -244,4 +244,3 @@ func (s *snapshotService) List(r *snapshotsapi.ListSnapshotsRequest, stream snap
 		return stream.Send(&snapshotsapi.ListSnapshotsResponse{Info: []*snapshotsapi.Info{proxy.InfoToProto(info)}})
 	}, r.Filters...))
 }
-

@@ -7,7 +7,6 @@ import (
 	imagesapi "github.com/containerd/containerd/api/services/images/v1"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/pkg/oci"
-	"github.com/containerd/containerd/v2/pkg/protobuf"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -37,23 +36,6 @@ func (i *imageService) Get(ctx context.Context, r *imagesapi.GetImageRequest) (*
 	}
 	desc.Size = info.Size
 	return &imagesapi.GetImageResponse{Image: &imagesapi.Image{Name: r.GetName(), Target: oci.DescriptorToProto(desc)}}, nil
-}
-
-// List returns every name, so that the builder knows what of its cache images
-// hold anyway.
-func (i *imageService) List(ctx context.Context, _ *imagesapi.ListImagesRequest) (*imagesapi.ListImagesResponse, error) {
-	all, err := i.s.images.List(Context(ctx))
-	if err != nil {
-		return nil, toStatus(err)
-	}
-	resp := &imagesapi.ListImagesResponse{}
-	for _, img := range all {
-		resp.Images = append(resp.Images, &imagesapi.Image{
-			Name: img.Name, Labels: img.Labels, Target: oci.DescriptorToProto(img.Target),
-			CreatedAt: protobuf.ToTimestamp(img.CreatedAt), UpdatedAt: protobuf.ToTimestamp(img.UpdatedAt),
-		})
-	}
-	return resp, nil
 }
 
 // Create checks the image, unpacks it unless the builder's own snapshot of its

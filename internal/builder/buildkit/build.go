@@ -172,8 +172,9 @@ func (b *Build) check() error {
 // allowedArgs of BuildKit's do nothing to others.
 var allowedArgs = map[string]bool{"BUILDKIT_INLINE_CACHE": true, "BUILDKIT_CONTEXT_KEEP_GIT_DIR": true, "BUILDKIT_DOCKERFILE_CHECK": true}
 
-// Prune brings the cache within its budget. What images consist of is not
-// counted and not touched.
+// Prune brings the cache within its budget, what was not used for longest
+// first. Layers that images consist of count, and are forgotten with the rest,
+// but the store keeps them.
 func (e *Engine) Prune(ctx context.Context) error {
 	gone := make(chan client.UsageInfo)
 	var wg sync.WaitGroup
