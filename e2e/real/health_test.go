@@ -28,7 +28,7 @@ func checked(edit ...func(*machines.Check)) machines.Config {
 }
 
 // says waits until the API says of a machine's one check what is wanted.
-func says(t *testing.T, i *instance.Instance, app, id, status string, parts ...string) machines.Status {
+func says(t *testing.T, i *instance.Instance, app, id, status string, parts ...string) {
 	t.Helper()
 	var got machines.Status
 	eventually(t, func() string {
@@ -50,7 +50,6 @@ func says(t *testing.T, i *instance.Instance, app, id, status string, parts ...s
 	if got.Name != checkName || got.UpdatedAt.IsZero() {
 		t.Errorf("the check is %+v", got)
 	}
-	return got
 }
 
 // ask asks an instance's app, one machine of it if at is not "".
@@ -229,7 +228,7 @@ func TestSuspendedIsNotProbed(t *testing.T) {
 	t.Parallel()
 	app := newApp(t)
 	c := checked()
-	c.Services[0].Autostop, c.Services[0].AutoStopAfter = machines.AutostopSuspend, ptr(machines.Duration(3*time.Second))
+	c.Services[0].Autostop, c.Services[0].AutoStopAfter = machines.AutostopSuspend, new(machines.Duration(3*time.Second))
 	m := start(t, app, c)
 	says(t, in, app, m.ID, "passing")
 	await(t, app, m.ID, machines.StateSuspended) // its own checks do not count as load
@@ -319,5 +318,3 @@ func TestLogsOfApp(t *testing.T) {
 		last = at
 	}
 }
-
-func ptr[T any](v T) *T { return &v }

@@ -40,7 +40,7 @@ func checkedService() root.Service {
 // reported waits until control knows that the machine's check has a status.
 func (h *host) reported(status string) root.CheckResult {
 	h.t.Helper()
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(20 * time.Second); ; <-time.After(5 * time.Millisecond) {
 		h.mu.Lock()
 		all := h.reports
 		h.mu.Unlock()
@@ -73,7 +73,7 @@ func TestChecks(t *testing.T) {
 	held := make(chan string, 1)
 	log := machinelog.Filter{Machine: m.ID, Match: func(l machinelog.Line) bool { return l.Provider == machinelog.ProviderHealth }}
 	var said []string
-	for end := time.Now().Add(20 * time.Second); len(said) == 0 && time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(20 * time.Second); len(said) == 0 && time.Now().Before(end); <-time.After(5 * time.Millisecond) {
 		if err := machinelog.Tail(t.Context(), h.cfg.LogDir("shop"), log, false, func(l machinelog.Line) error { said = append(said, l.Message); return nil }); err != nil {
 			t.Fatal(err)
 		}

@@ -294,7 +294,7 @@ func (e *edge) followCatalog(ctx context.Context) error {
 	last := root.NewSnapshot()
 	for {
 		now := e.catalog.Snapshot()
-		e.checks.recorded(now.Since(last))
+		e.checks.recorded(now.Since(last)) //nolint:contextcheck // probing ends with the checks, which are closed last
 		last = now
 		select {
 		case <-ctx.Done():

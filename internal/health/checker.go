@@ -443,7 +443,7 @@ func (c *Checker) run(ctx context.Context, s *set, k *check) {
 		s.asked++
 		k.failures, changed = 0, true
 	}
-	c.schedule(s, k, max(0, k.delay(s, now)-now.Sub(began)))
+	c.schedule(s, k, max(0, k.delay(s, now)-now.Sub(began))) //nolint:contextcheck // the set's own, which ctx is, unless it began anew
 	m := s.subject.Machine
 	result := root.CheckResult{Name: k.Name, Status: k.status, Output: k.last.output(), UpdatedAt: k.changed}
 	c.mu.Unlock()

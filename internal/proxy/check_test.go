@@ -59,7 +59,7 @@ func (f *fakeMachine) booted(c *health.Checker) {
 // until polls what the checker finds out in its own time.
 func until(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(20 * time.Second); !ok(); <-time.After(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("waited 20s for %s", what)
 		}
