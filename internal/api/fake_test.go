@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -32,6 +33,8 @@ type fake struct {
 	next     int
 	now      time.Time
 	execute  func(ctx context.Context, e control.ExecStream) (control.ExecResult, error)
+	dial     func() (net.Conn, error)
+	removed  chan struct{} // closed when a console goes, if not nil
 }
 
 func newFake() *fake {

@@ -1,0 +1,118 @@
+package agent
+
+import (
+	"context"
+	"encoding/base64"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/internal/runtime/bundle"
+)
+
+// vault has the secrets of version 3.
+type vault map[string]string
+
+func (v vault) Open(_ context.Context, app root.AppName, version int) (map[string]string, error) {
+	if app != appName || version != 3 {
+		return nil, root.Errorf(root.NotFound, "app %s has no version %d of its secrets", app, version)
+	}
+	return v, nil
+}
+
+// withVault starts the agent again with secrets.
+func (h *host) withVault(v vault) {
+	h.t.Helper()
+	h.kill()
+	h.options.Secrets = v
+	h.begin()
+}
+
+// launchWith launches machine n with version 3 of the secrets.
+func (h *host) launchWith(n int, c root.Config, version int) (*root.Machine, error) {
+	h.t.Helper()
+	m := h.machine(n, c, true)
+	m.Spec.Secrets = version
+	_, err := h.Launch(h.t.Context(), m)
+	return m, err
+}
+
+// TestSecretsAreInjected: they beat the config's environment, not the
+// platform's, and a file that is one never gets into the root file system.
+func TestSecretsAreInjected(t *testing.T) {
+	h := newHost(t)
+	key := "a private key"
+	h.withVault(vault{"KEY": "canary", "FLY_REGION": "elsewhere", "FILE": base64.StdEncoding.EncodeToString([]byte(key))})
+	c := workerConfig()
+	c.Env = map[string]string{"KEY": "config", "OTHER": "config"}
+	c.Process = &root.Process{Env: map[string]string{"KEY": "process"}}
+	c.Files = []root.File{{GuestPath: "/etc/app/key.pem", Secret: "FILE", Mode: 0o400}, {GuestPath: "/etc/plain", Content: []byte("plain")}}
+	m, err := h.launchWith(1, c, 3)
+	must(t, err)
+	dir := filepath.Join(h.options.Config.MachineDir(m.Spec.Instance), "1")
+	spec, err := bundle.Read(dir)
+	must(t, err)
+	env := strings.Join(spec.Process.Env, "\n") + "\n"
+	if !strings.Contains(env, "KEY=canary\n") || strings.Contains(env, "elsewhere") || !strings.Contains(env, "OTHER=config\n") {
+		t.Errorf("environment:\n%s", env)
+	}
+	mounted := ""
+	for _, mount := range spec.Mounts {
+		if mount.Destination == "/etc/app/key.pem" {
+			mounted = mount.Source
+		}
+	}
+	if data, err := os.ReadFile(mounted); err != nil || string(data) != key || !strings.HasPrefix(mounted, dir) {
+		t.Errorf("the file is %q with %q, %v", mounted, data, err)
+	}
+	if fi, err := os.Stat(mounted); err == nil && fi.Mode().Perm() != 0o400 {
+		t.Errorf("mode: got %o, want 400", fi.Mode().Perm())
+	}
+	if fi, err := os.Stat(filepath.Join(dir, "config.json")); err != nil || fi.Mode().Perm() != 0o600 {
+		t.Errorf("the bundle: got %v, %v, want mode 0600", fi.Mode(), err)
+	}
+	err = filepath.WalkDir(filepath.Join(dir, "rootfs"), func(path string, d os.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		data, err := os.ReadFile(path)
+		if strings.Contains(string(data), key) || strings.Contains(string(data), "canary") {
+			t.Errorf("a secret is in the root file system, in %s", path)
+		}
+		return err
+	})
+	must(t, err)
+	if data, err := os.ReadFile(filepath.Join(dir, "rootfs", "etc", "plain")); err != nil || string(data) != "plain" {
+		t.Errorf("the other file: got %q, %v", data, err)
+	}
+}
+
+// TestSecretsThatAreNotThere: the reason says what to do, and no value.
+func TestSecretsThatAreNotThere(t *testing.T) {
+	h := newHost(t)
+	h.withVault(vault{"TEXT": "canary, no base64"})
+	file := func(secret string) root.Config {
+		c := workerConfig()
+		c.Files = []root.File{{GuestPath: "/etc/key", Secret: secret}}
+		return c
+	}
+	n := 0
+	for name, tt := range map[string]struct {
+		c       root.Config
+		version int
+		want    string
+	}{
+		"pruned":     {workerConfig(), 2, "version 2 of the app's secrets"},
+		"no such":    {file("NONE"), 3, "config.files[0].secret_name: the app has no secret NONE"},
+		"not base64": {file("TEXT"), 3, "not base64"},
+		"no secrets": {file("NONE"), 0, "has no secret NONE"},
+	} {
+		n++
+		_, err := h.launchWith(n, tt.c, tt.version)
+		if !root.IsKind(err, root.Invalid) || !strings.Contains(err.Error(), tt.want) || strings.Contains(err.Error(), "canary") {
+			t.Errorf("%s: got %v, want Invalid with %q", name, err, tt.want)
+		}
+	}
+}
