@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -64,9 +65,7 @@ func TestLaunchInAPipe(t *testing.T) {
 // TestLaunchKeepsFiles: what is there stays, unless it is to be overwritten.
 func TestLaunchKeepsFiles(t *testing.T) {
 	files := map[string]string{".dockerignore": "mine\n"}
-	for name, text := range djangoSource {
-		files[name] = text
-	}
+	maps.Copy(files, djangoSource)
 	dir := source(t, files)
 	place{}.run(t, "launch", dir).want(t, exitDone, ".dockerignore stays as it is")
 	if got := fileIn(t, dir, ".dockerignore"); got != "mine\n" {
@@ -133,9 +132,7 @@ func TestLaunchMistakes(t *testing.T) {
 // release; others are asked for, and nothing is deployed without them.
 func TestLaunchDeploys(t *testing.T) {
 	files := map[string]string{"fly.toml": shopFile, "Dockerfile": "FROM scratch\n"}
-	for name, text := range djangoSource {
-		files[name] = text
-	}
+	maps.Copy(files, djangoSource)
 	a := releases(t, releaseEvents("complete", ""))
 	a.answer("GET /roost/v1/apps/shop/secrets", 200, client.Secrets{})
 	a.answer("POST /v1/apps/shop/secrets", 200, map[string]any{})

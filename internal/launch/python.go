@@ -1,6 +1,7 @@
 package launch
 
 import (
+	"slices"
 	"strings"
 )
 
@@ -258,15 +259,7 @@ func (p *parser) is(symbol string) bool {
 
 func (p *parser) word(words ...string) bool {
 	t := p.peek()
-	if t.kind != name {
-		return false
-	}
-	for _, w := range words {
-		if t.text == w {
-			return true
-		}
-	}
-	return false
+	return t.kind == name && slices.Contains(words, t.text)
 }
 
 // expression is operands joined by operators, all of one precedence: what is

@@ -125,10 +125,7 @@ var quoted = regexp.MustCompile(`"([^"]+)"|'([^']+)'`)
 // what is looked for is written the same way everywhere.
 func (p *python) readPyproject(src string) {
 	if _, rest, ok := strings.Cut(src, "[project]"); ok {
-		section := rest
-		if i := strings.Index(rest, "\n["); i >= 0 {
-			section = rest[:i]
-		}
+		section, _, _ := strings.Cut(rest, "\n[")
 		if _, deps, ok := strings.Cut(section, "\ndependencies"); ok {
 			if i := strings.Index(deps, "\n]"); i >= 0 {
 				deps = deps[:i]

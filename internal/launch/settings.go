@@ -307,10 +307,10 @@ func (t *settings) pathOf(e *expr, file, base string, depth int) (string, bool) 
 	case operation:
 		a, ok1 := of(e.args[0])
 		b, ok2 := of(e.args[1])
-		switch {
-		case e.text == "/":
+		switch e.text {
+		case "/":
 			return joinPath(a, b), ok1 && ok2
-		case e.text == "+":
+		case "+":
 			return a + b, ok1 && ok2
 		}
 	case call:

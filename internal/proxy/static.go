@@ -29,7 +29,7 @@ func (p *Proxy) static(w http.ResponseWriter, x *exchange) (answered bool, _ *fa
 	case statics.Refuse:
 		return false, failf(http.StatusBadRequest, "PU01", "client problem: the path %s leaves its directory", clip(r.URL.Path))
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }() // only read
 	x.rec.Static = true
 	p.o.Metrics.Static()
 	p.part(w.Header())

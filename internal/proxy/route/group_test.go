@@ -1,6 +1,7 @@
 package route
 
 import (
+	"strings"
 	"testing"
 
 	root "github.com/roost-run/roost"
@@ -113,22 +114,22 @@ func TestFiles(t *testing.T) {
 		"on its way out":    {[]*root.Machine{machine("a", "1", keep), machine("b", "2", func(m *root.Machine) { m.Spec.Destroy = &root.Destroy{} })}, "a"},
 		"best of its image": {[]*root.Machine{machine("a", "1", keep), machine("b", "2", keep), machine("a", "3", keep)}, "ab"},
 	} {
-		got := ""
+		var images []string
 		for _, s := range NewTable(&root.App{}, c.machines).Files {
-			got += string(s.Image)
+			images = append(images, string(s.Image))
 		}
-		if got != c.want {
+		if got := strings.Join(images, ""); got != c.want {
 			t.Errorf("%s: got %q, want %q", name, got, c.want)
 		}
 	}
 	m := machine("a", "1", func(m *root.Machine) {
 		m.Spec.Config.Statics = []root.Static{{GuestPath: "/x", URLPrefix: "/"}, {GuestPath: "/y", URLPrefix: "static"}, {GuestPath: "/z", URLPrefix: "/static/deep/"}}
 	})
-	got := ""
+	var mounts []string
 	for _, f := range NewTable(&root.App{}, []*root.Machine{m}).Files[0].Mounts {
-		got += f.Prefix + "=" + f.Guest + " "
+		mounts = append(mounts, f.Prefix+"="+f.Guest)
 	}
-	if want := "/static/deep=/z /static=/y =/x "; got != want {
+	if got, want := strings.Join(mounts, " "), "/static/deep=/z /static=/y =/x"; got != want {
 		t.Errorf("mounts: got %q, want %q", got, want)
 	}
 }
