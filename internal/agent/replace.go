@@ -205,6 +205,9 @@ func (m *machine) untilReady(ctx context.Context, i *instance, ready time.Durati
 			return context.Cause(ctx)
 		case <-m.ear.wake:
 			m.listen(ctx)
+			if err := m.flush(ctx); err != nil { // of the version that serves; tried again with the rest
+				m.a.log.Warn("status", "machine", m.id, "err", err)
+			}
 		case <-poll.C:
 			got, err := m.a.o.Supervisor.Inspect(ctx, i.id())
 			if err == nil {

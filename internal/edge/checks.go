@@ -64,6 +64,13 @@ func (c *checks) began(m *root.Machine, keep bool) {
 		}
 	}
 	c.Start(s)
+	// What happened meanwhile, somebody else was told of.
+	switch in, ok := c.live.get(m.Spec.Instance); {
+	case !ok:
+		c.Forget(m.Spec.Instance)
+	case in.phase.State() != root.StateStarted:
+		c.Pause(m.Spec.Instance)
+	}
 }
 
 // recorded: the catalog has news of machines. One that came up before its

@@ -117,7 +117,7 @@ func (e *edge) run(ctx context.Context) error {
 
 	e.stops = autostop.New(autostop.Options{
 		Catalog: e.catalog, State: e.live.State, Loads: e.loads, Primary: e.cfg.Region, Logger: e.log,
-		Stopper: &stopper{supervisor: e.orders, live: e.live, applied: e.entry, metrics: e.metrics},
+		Stopper: &stopper{supervisor: e.orders, live: e.live, applied: e.entry, metrics: e.metrics, checks: e.checks},
 		Quiet:   e.proxy.CloseIdle, Changed: e.proxy.Changed,
 	})
 

@@ -16,6 +16,7 @@ type stopper struct {
 	live       *live
 	applied    func(orders.Entry)
 	metrics    *metrics.Edge
+	checks     *checks
 }
 
 func (s *stopper) Stop(ctx context.Context, m *root.Machine, reason string) error {
@@ -28,9 +29,13 @@ func (s *stopper) Suspend(ctx context.Context, m *root.Machine, reason string) e
 	if !ok {
 		return root.Errorf(root.Conflict, "machine %s is not known to run", m.ID)
 	}
+	s.checks.Pause(m.Spec.Instance) // a probe under way would be answered after the thaw
 	d, err := s.supervisor.Suspend(ctx, m.Spec.Instance, orders.Suspend{
 		Generation: m.Spec.Generation, Seen: seen.stamp, Source: orders.SourceProxy, Reason: reason,
 	})
+	if now, _ := s.live.get(m.Spec.Instance); err != nil && now.phase.State() == root.StateStarted {
+		s.checks.Resume(m.Spec.Instance)
+	}
 	return s.took(m, orders.EntrySuspended, d, err)
 }
 

@@ -165,8 +165,8 @@ func (c *Checker) Close() {
 	c.wg.Wait()
 }
 
-// Start begins to make an instance's checks. For the boot it knows already it
-// only ends a pause; another boot begins without results.
+// Start begins to make an instance's checks. For the boot that is known already
+// it does nothing; another boot begins without results.
 func (c *Checker) Start(s Subject) {
 	named := s.Machine.Spec.Config.NamedChecks()
 	if len(named) == 0 {
@@ -180,7 +180,6 @@ func (c *Checker) Start(s Subject) {
 	}
 	if old := c.sets[id]; old != nil {
 		if !old.subject.Boot.Before(s.Boot) {
-			c.resume(old)
 			return
 		}
 		old.stop()

@@ -70,7 +70,7 @@ func Decide(cs []Candidate, w Want, random func(n int) int) Decision {
 		for i := range cs {
 			if cs[i].Machine == w.Instance && (w.Exclude == nil || !w.Exclude(w.Instance)) {
 				d := decide(cs, i, i+1, w, random)
-				if w.Only || d.Index >= 0 {
+				if w.Only || d.Index >= 0 && cs[i].Readiness != Sick {
 					return d
 				}
 			}

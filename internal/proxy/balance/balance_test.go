@@ -73,6 +73,8 @@ func TestDecide(t *testing.T) {
 		{"another is woken rather than a sick one waited for", []Candidate{c("a", Sick, 0), c("b", Asleep, 0)}, Want{}, Wait, "b", "b"},
 		{"a coming one is waited for before a sick one", []Candidate{c("a", Sick, 0), c("b", Coming, 0)}, Want{}, Wait, "b", ""},
 		{"sick ones are waited for if there is no other", []Candidate{c("a", Broken, 0), c("b", Sick, 0)}, Want{}, Wait, "b", ""},
+		{"prefer a sick instance", []Candidate{c("a", Ready, 0), c("b", Sick, 0)}, Want{Instance: "b"}, Send, "a", ""},
+		{"prefer a sick instance that is alone", []Candidate{c("b", Sick, 0)}, Want{Instance: "b"}, Wait, "b", ""},
 		{"force a sick instance", []Candidate{c("a", Ready, 0), c("b", Sick, 0)}, Want{Instance: "b", Only: true}, Wait, "b", ""},
 
 		{"excluded", []Candidate{c("a", Ready, 0), c("b", Ready, 9)}, Want{Exclude: exclude("a")}, Send, "b", ""},
