@@ -63,9 +63,6 @@ func (a *authority) Issue(ctx context.Context, csr *x509.CertificateRequest) (*c
 			acme.ChallengeTypeTLSALPN01: solver{a.m},
 		},
 	}
-	for _, t := range a.m.o.disabled {
-		delete(client.ChallengeSolvers, t)
-	}
 	account, err := a.account(ctx, client)
 	if err != nil {
 		return nil, err

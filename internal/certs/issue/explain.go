@@ -38,9 +38,17 @@ func explain(host string, err error) (code, message, remedy string, wait time.Du
 	for _, s := range p.Subproblems {
 		detail += "; " + s.Detail
 	}
-	switch p.Type {
+	// Authorities differ in the types they use; for these two the text says more.
+	kind, lower := p.Type, strings.ToLower(detail)
+	switch {
+	case strings.Contains(lower, "could not resolve") || strings.Contains(lower, "nxdomain"):
+		kind = acme.ProblemTypeDNS
+	case strings.Contains(lower, "failed to connect") || strings.Contains(lower, "connection refused"):
+		kind = acme.ProblemTypeConnection
+	}
+	switch kind {
 	case acme.ProblemTypeDNS, acme.ProblemTypeCAA:
-		if p.Type == acme.ProblemTypeCAA {
+		if kind == acme.ProblemTypeCAA {
 			return CodeRefused, "a CAA record of " + host + " forbids this authority: " + detail, "Change the CAA record, or set acme_ca to the authority that it allows.", 0
 		}
 		return CodeDNS, "the authority could not look up " + host + ": " + detail, "Add an A or AAAA record for " + host + " with an address of this host.", 0

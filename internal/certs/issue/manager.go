@@ -43,8 +43,6 @@ type Options struct {
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 	Now  func() time.Time // nil: time.Now
 	Log  *slog.Logger
-
-	disabled []string // challenge types that tests leave out
 }
 
 const (
