@@ -11,7 +11,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 	"time"
 )
@@ -34,18 +33,34 @@ type File struct {
 
 // BuildArchiveFor is BuildArchive for an architecture.
 func BuildArchiveFor(ctx context.Context, pkg, name, archive, arch string, files ...File) error {
-	binary := filepath.Join(filepath.Dir(archive), filepath.Base(archive)+".bin")
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", binary, pkg)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOARCH="+arch)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build %s: %w\n%s", pkg, err, out)
-	}
-	program, err := os.ReadFile(binary)
+	p, err := BuildProgram(ctx, pkg, archive+".bin", arch)
 	if err != nil {
 		return err
 	}
+	return p.Archive(name, archive, files...)
+}
+
+// Program is a compiled program, of which any number of images are made.
+type Program struct {
+	binary []byte
+	arch   string
+}
+
+// BuildProgram compiles the Go program of a package into a file.
+func BuildProgram(ctx context.Context, pkg, binary, arch string) (*Program, error) {
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", binary, pkg)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOARCH="+arch)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("build %s: %w\n%s", pkg, err, out)
+	}
+	program, err := os.ReadFile(binary)
+	return &Program{program, arch}, err
+}
+
+// Archive writes an image of the program, as BuildArchive does.
+func (p *Program) Archive(name, archive string, files ...File) error {
 	layer, err := tarball(
-		File{Name: "app", Mode: 0o755, Data: string(program)},
+		File{Name: "app", Mode: 0o755, Data: string(p.binary)},
 		File{Name: "etc/passwd", Data: "root:x:0:0:root:/root:/sbin/nologin\napp:x:1000:1000:app:/:/sbin/nologin\n"},
 		File{Name: "etc/group", Data: "root:x:0:\napp:x:1000:\n"},
 		File{Name: "tmp/", Mode: 0o1777},
@@ -64,7 +79,7 @@ func BuildArchiveFor(ctx context.Context, pkg, name, archive, arch string, files
 		layers, diffs = append(layers, "files.tar"), append(diffs, fmt.Sprintf("sha256:%x", sha256.Sum256(upper)))
 	}
 	config, err := json.Marshal(map[string]any{
-		"architecture": arch, "os": "linux",
+		"architecture": p.arch, "os": "linux",
 		"config": map[string]any{"Entrypoint": []string{"/app"}, "User": "app", "Env": []string{"PATH=/"}},
 		"rootfs": map[string]any{"type": "layers", "diff_ids": diffs},
 	})

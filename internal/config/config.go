@@ -31,6 +31,7 @@ type Config struct {
 	Logs        root.Bytes    // budget of each machine's log on disk
 	LogBudget   root.Bytes    // of all logs together
 	ImageBudget root.Bytes    // disk that images nobody needs may use
+	ImageSweep  time.Duration // how often they are looked for
 
 	Builds      int        // that run at a time
 	BuildMemory root.Bytes // what builds may use together; 0: half of what machines may
@@ -90,6 +91,7 @@ func Default() Config {
 		Logs:        16 * root.MiB,
 		LogBudget:   2 * root.GiB,
 		ImageBudget: 10 * root.GiB,
+		ImageSweep:  10 * time.Minute,
 
 		ACMEDirectory: "https://acme-v02.api.letsencrypt.org/directory",
 

@@ -53,8 +53,6 @@ const (
 	gcPercent = 40
 	// shutdownTimeout is for requests in flight when the process is told to end.
 	shutdownTimeout = 5 * time.Second
-	// collectEvery is how often images that nobody needs are looked for.
-	collectEvery = time.Hour
 	// sweepEvery is how often logs are brought within their budgets.
 	sweepEvery = 10 * time.Minute
 	// retryStart is between attempts to reach the supervisor at the start.
@@ -249,7 +247,7 @@ func (p *process) resume(ctx context.Context) error {
 
 // collect removes images and logs that nobody needs, now and then.
 func (p *process) collect(ctx context.Context) error {
-	ticker, sweeps := time.NewTicker(collectEvery), time.NewTicker(sweepEvery)
+	ticker, sweeps := time.NewTicker(p.cfg.ImageSweep), time.NewTicker(sweepEvery)
 	defer ticker.Stop()
 	defer sweeps.Stop()
 	for {
