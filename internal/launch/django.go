@@ -134,6 +134,7 @@ func (p *djangoProject) choosePackages() {
 			p.python.get("django").specs = []string{">=" + m[1]}
 		}
 	}
+	p.chooseDriver()
 	needs := p.python.needs
 	if p.python.get("gunicorn") == nil {
 		needs = append(slices.Clone(needs), requirement{name: "gunicorn"})
@@ -158,6 +159,25 @@ func (p *djangoProject) choosePackages() {
 	p.s.choose("packages: pip, since Debian 12 does not have %s of %s: the build needs PyPI and Docker Hub", p.missing, where)
 	if p.python.source == "" {
 		p.s.todo("there is no requirements.txt: the Dockerfile installs what the source imports; write one with the versions you use")
+	}
+}
+
+// chooseDriver: nothing in the source imports what a database needs.
+func (p *djangoProject) chooseDriver() {
+	for _, d := range []struct {
+		engine string
+		any    []string
+	}{
+		{"postgresql", []string{"psycopg2", "psycopg2-binary", "psycopg"}}, {"mysql", []string{"mysqlclient", "pymysql"}},
+	} {
+		has := slices.ContainsFunc(d.any, func(name string) bool { return p.python.get(name) != nil })
+		switch {
+		case has || !slices.Contains(p.settings.engines(), d.engine):
+		case p.python.source == "":
+			p.python.needs = append(p.python.needs, requirement{name: d.any[0]})
+		default:
+			p.s.todo("the settings use %s, but %s names no driver for it (%s)", d.engine, p.python.source, d.any[0])
+		}
 	}
 }
 
@@ -294,9 +314,6 @@ func (p *djangoProject) chooseDatabase() {
 	s.fly.release = "python3 manage.py migrate --noinput"
 	s.fly.releaseWhy = "Before a release serves; if it fails, the former one stays."
 	s.choose("migrations: run before each release; a failing one stops it")
-	if p.python.get("psycopg") != nil && p.python.get("psycopg2") != nil {
-		return
-	}
 	engines := p.settings.engines()
 	url := false
 	for _, v := range p.settings.env {
@@ -308,7 +325,7 @@ func (p *djangoProject) chooseDatabase() {
 		if !slices.Contains(engines, "sqlite") {
 			break
 		}
-		s.todo("without DATABASE_URL the app uses SQLite in the machine's own file system, which begins anew at each start")
+		s.todo("without DATABASE_URL the app uses SQLite in the machine's own file system, which each machine makes anew at each start")
 	case slices.Contains(engines, "postgresql") || slices.Contains(engines, "mysql"):
 		s.choose("database: %s, as the settings say", strings.Join(engines, ", "))
 	default:
@@ -317,15 +334,25 @@ func (p *djangoProject) chooseDatabase() {
 	}
 }
 
-// local reports whether each machine has a database of its own.
-func (p *djangoProject) local() bool {
+// local is when each machine has a database of its own: a condition of the
+// shell, "" for never.
+func (p *djangoProject) local() string {
+	engines := p.settings.engines()
+	if !slices.Contains(engines, "sqlite") {
+		return ""
+	}
 	for _, v := range p.settings.env {
 		if v.name == "DATABASE_URL" {
-			return false
+			if v.required {
+				return ""
+			}
+			return `[ -z "$DATABASE_URL" ]`
 		}
 	}
-	engines := p.settings.engines()
-	return len(engines) == 1 && engines[0] == "sqlite"
+	if len(engines) > 1 {
+		return "" // which one is not for us to know
+	}
+	return "true"
 }
 
 // chooseHosts finds a name that the app answers to.

@@ -31,6 +31,10 @@ func (p *djangoProject) dockerfile() string {
 	if p.dir != "." {
 		line("WORKDIR %s", path.Join(workdir, p.dir))
 	}
+	line("")
+	line("# A machine's file system is the image's at each start: what Python compiles by")
+	line("# then would be compiled again and again. Templates of code may not compile.")
+	line("RUN python3 -m compileall -q . || true")
 	if p.root != "" {
 		line("")
 		dummies := p.dummies()
@@ -43,9 +47,16 @@ func (p *djangoProject) dockerfile() string {
 	}
 	line("")
 	line("EXPOSE %d", p.s.plan.Port)
-	if p.local() {
+	migrate := "python3 manage.py migrate --noinput"
+	switch when := p.local(); when {
+	case "":
+	case "true":
 		line("# Each machine has an SQLite database of its own.")
-		line("CMD %s", jsonWords([]string{"sh", "-c", "python3 manage.py migrate --noinput && exec " + strings.Join(p.command(), " ")}))
+		line("CMD %s", jsonWords([]string{"sh", "-c", migrate + " && exec " + strings.Join(p.command(), " ")}))
+		return b.String()
+	default:
+		line("# Without DATABASE_URL each machine has an SQLite database of its own.")
+		line("CMD %s", jsonWords([]string{"sh", "-c", "if " + when + "; then " + migrate + "; fi && exec " + strings.Join(p.command(), " ")}))
 		return b.String()
 	}
 	line("CMD %s", jsonWords(p.command()))
