@@ -231,6 +231,11 @@ func platform(t *testing.T) *api {
 			_ = json.NewEncoder(w).Encode(e)
 		}
 	})
+	a.answer("GET /roost/v1/apps/shop/secrets", 200, exampleSecrets())
+	a.answer("GET /roost/v1/apps/shop/scale", 200, []client.GroupSize{
+		{Group: "web", Count: 3, CPUKind: "shared", CPUs: 1, MemoryMB: 256, Regions: map[string]int{"loc": 2, "fra": 1}},
+		{Group: "worker", Count: 1, CPUKind: "performance", CPUs: 2, MemoryMB: 4096, Regions: map[string]int{"loc": 1}},
+	})
 	a.answer("GET /roost/v1/hosts", 200, []client.Host{
 		{ID: "1f978f01", Name: "one", Region: "loc", Arch: "amd64", CPUs: 2, Memory: 2 << 30, Machines: map[string]int{"started": 1, "suspended": 2}, Local: &client.LocalHost{Memory: 2 << 30, Free: 1 << 30, Swap: "zram"}},
 		{ID: "1f978f02", Name: "two", Region: "fra", Memory: 1 << 30},
@@ -257,6 +262,8 @@ func TestReadGolden(t *testing.T) {
 		"machine-logs":   {"machine", "logs", "--app", "shop", "--no-tail", id},
 		"machine-status": {"machine", "status", "--app", "shop", id},
 		"org-list":       {"org", "list"},
+		"scale-show":     {"scale", "show", "--app", "shop"},
+		"secrets-list":   {"secrets", "list", "--app", "shop"},
 		"status-app":     {"status", "--app", "shop"},
 		"status-hosts":   {"status"},
 		"token-list":     {"token", "list"},
