@@ -125,7 +125,7 @@ var owned = map[string][]string{
 	"github.com/vishvananda/netlink":   {"network"},
 	"github.com/google/nftables":       {"network"},
 	"github.com/miekg/dns":             {"nameserver", "certs/pebbletest"},
-	"github.com/charmbracelet/huh":     {"cli/term"},
+	"charm.land/huh":                   {"cli/term"},
 	"github.com/spf13/cobra":           {"cli"},
 	"github.com/caddyserver/certmagic": {"certs/issue"},
 	"github.com/mholt/acmez":           {"certs/issue"},

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -293,6 +294,20 @@ func TestDeployInterrupted(t *testing.T) {
 	a.answer("POST /roost/v1/apps/slow/releases", 200, client.Release{App: "slow", Version: 4})
 	s := place{ctx: ctx}.run(t, "--url", a.URL, "deploy", project(t, shopFile), "--app", "slow")
 	s.want(t, exitInterrupted, "Interrupted", "the rollout of v4 continues on the server", "roost release watch v4 --app slow", "roost release cancel v4 --app slow")
+}
+
+// TestNothingAsksTheTerminal: version 1 of bubbletea asks the terminal for its
+// colours when a program starts, and waits for the answer, whatever the command.
+func TestNothingAsksTheTerminal(t *testing.T) {
+	out, err := exec.CommandContext(t.Context(), "go", "list", "-deps", ".").CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	for pkg := range strings.FieldsSeq(string(out)) {
+		if pkg == "github.com/charmbracelet/bubbletea" || pkg == "github.com/charmbracelet/huh" {
+			t.Errorf("%s is linked: use charm.land's version 2", pkg)
+		}
+	}
 }
 
 func TestReleaseInProgress(t *testing.T) {

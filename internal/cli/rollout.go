@@ -188,19 +188,21 @@ func (v *rolloutView) event(e client.ReleaseEvent) {
 	if e.URL != "" {
 		v.url = home(e.URL)
 	}
-	key := e.Step + " " + e.Machine
+	key := first(e.Machine, e.Step)
 	if e.Waiting != nil && e.Message == "" {
 		v.wait(key, e)
 		return
 	}
-	v.forget(key)
+	if e.Output == nil {
+		v.forget(key)
+	}
 	if e.Warning && v.warned[e.Message] {
 		return
 	}
 	if e.Warning {
 		v.warned[e.Message] = true
 	}
-	e.Message, _, _ = strings.Cut(e.Message, "\n") // the end tells all of it
+	e.Message, _, _ = strings.Cut(e.Message, "\n")    // the end tells all of it
 	if line := eventLine(e); line != "" && !e.End() { // the end is told by who watches
 		v.print(line)
 	}

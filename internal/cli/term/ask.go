@@ -5,7 +5,7 @@ import (
 	"errors"
 	"os"
 
-	"github.com/charmbracelet/huh"
+	"charm.land/huh/v2"
 )
 
 // CanAsk reports whether there is a person who sees a question and can answer.
