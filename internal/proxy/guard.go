@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"time"
 )
 
 // refusedHeader carries why a request's head was refused from the guard to
@@ -43,6 +44,7 @@ type guardedConn struct {
 	body chunks
 	tls  *tls.ConnectionState // below the messages; nil: none
 
+	idle atomic.Int64 // nanoseconds, 0: the server's
 	next atomic.Int32 // what follows a request that asks for an upgrade
 }
 
@@ -292,6 +294,23 @@ func (c *guardedConn) ReadFrom(r io.Reader) (int64, error) {
 		return f.ReadFrom(r)
 	}
 	return io.Copy(struct{ io.Writer }{c.Conn}, r)
+}
+
+// SetReadDeadline puts the idle time of the port that was asked last in the
+// place of the server's, which is the only one longer than headerTimeout.
+func (c *guardedConn) SetReadDeadline(t time.Time) error {
+	if idle := c.idle.Load(); idle > 0 && time.Until(t) > headerTimeout {
+		t = time.Now().Add(time.Duration(idle))
+	}
+	return c.Conn.SetReadDeadline(t)
+}
+
+// setIdle sets how long the connection of a request may be without one after
+// it; 0 is the usual time. HTTP/2 connections keep the usual time.
+func setIdle(r *http.Request, d time.Duration) {
+	if c, ok := r.Context().Value(guardKey{}).(*guardedConn); ok {
+		c.idle.Store(int64(d))
+	}
 }
 
 // CloseWrite passes a half-close on.

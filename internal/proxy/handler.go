@@ -191,7 +191,7 @@ func (p *Proxy) deliver(w http.ResponseWriter, x *exchange, s *slot, resends *in
 	if v := resp.Header[replay.Header]; len(v) > 0 || isReplayJSON(resp.Header) {
 		return true, p.replay(x, s, resp)
 	}
-	p.respond(w, x, resp)
+	p.respond(w, x, s, resp)
 	return false, nil
 }
 
@@ -301,12 +301,15 @@ func idempotent(r *http.Request) bool {
 }
 
 // respond streams the machine's answer to the client.
-func (p *Proxy) respond(w http.ResponseWriter, x *exchange, resp *http.Response) {
+func (p *Proxy) respond(w http.ResponseWriter, x *exchange, s *slot, resp *http.Response) {
 	h := w.Header()
+	o := &s.Port.HTTP
 	announced := len(resp.Trailer)
 	removeHop(resp.Header)
-	x.responseHeader(h, resp.Header)
+	x.responseHeader(h, resp.Header, o)
+	coding := compressed(h, x.r, resp, o)
 	p.part(h)
+	setIdle(x.r, o.IdleTimeout)
 	if announced > 0 {
 		names := make([]string, 0, announced)
 		for name := range resp.Trailer {
@@ -316,7 +319,7 @@ func (p *Proxy) respond(w http.ResponseWriter, x *exchange, resp *http.Response)
 	}
 	w.WriteHeader(resp.StatusCode)
 	x.rec.Status = resp.StatusCode
-	n, err := stream(w, resp)
+	n, err := stream(w, resp, coding)
 	x.rec.Bytes = n
 	if err != nil {
 		x.rec.Err = err.Error()
@@ -337,8 +340,25 @@ func (p *Proxy) respond(w http.ResponseWriter, x *exchange, resp *http.Response)
 var buffers = sync.Pool{New: func() any { return new([32 << 10]byte) }}
 
 // stream copies the body and sends on at once what came, unless the rest is
-// sure to follow.
-func stream(w http.ResponseWriter, resp *http.Response) (total int64, err error) {
+// sure to follow. sent is what the client gets, compressed with coding.
+func stream(w http.ResponseWriter, resp *http.Response, coding string) (sent int64, err error) {
+	var dst io.Writer = w
+	var enc encoder
+	total := int64(0) // of the machine's answer
+	if coding != "" {
+		out := &counted{Writer: w}
+		defer func() { sent = out.n }()
+		pool := encoders[coding]
+		enc = pool.Get().(encoder)
+		defer func() {
+			enc.Reset(nil)
+			pool.Put(enc)
+		}()
+		enc.Reset(out)
+		dst = enc
+	} else {
+		defer func() { sent = total }()
+	}
 	buf := buffers.Get().(*[32 << 10]byte)
 	defer buffers.Put(buf)
 	rc := http.NewResponseController(w)
@@ -363,21 +383,30 @@ func stream(w http.ResponseWriter, resp *http.Response) (total int64, err error)
 					_ = rc.SetWriteDeadline(now.Add(writeTimeout)) // without it, it only takes longer
 				}
 			}
-			if _, err := w.Write(buf[:n]); err != nil {
-				return total, err
+			if _, err := dst.Write(buf[:n]); err != nil {
+				return 0, err
 			}
 			total += int64(n)
-			if rerr == nil && total != resp.ContentLength {
+			// A full buffer has more behind it: a compressor does better with it.
+			if rerr == nil && total != resp.ContentLength && (enc == nil || n < len(buf)) {
+				if enc != nil {
+					if err := enc.Flush(); err != nil {
+						return 0, err
+					}
+				}
 				if err := rc.Flush(); err != nil {
-					return total, err
+					return 0, err
 				}
 			}
 		}
 		if errors.Is(rerr, io.EOF) {
-			return total, nil
+			if enc != nil {
+				return 0, enc.Close()
+			}
+			return 0, nil
 		}
 		if rerr != nil {
-			return total, rerr
+			return 0, rerr
 		}
 	}
 }

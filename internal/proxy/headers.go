@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	root "github.com/roost-run/roost"
 )
 
 // Names that the edge puts on the wire.
@@ -145,13 +147,33 @@ func (p *Proxy) requestHeader(x *exchange) http.Header {
 }
 
 // responseHeader copies a machine's header to the client's.
-func (x *exchange) responseHeader(dst, src http.Header) {
+func (x *exchange) responseHeader(dst, src http.Header, o *root.HTTPOptions) {
 	clear(dst)
 	maps.Copy(dst, src)
 	for _, name := range []string{"Fly-Replay", "Fly-Replay-Cache", "Fly-Replay-Cache-Ttl-Secs", "Fly-Replay-Cache-Allow-Bypass"} {
 		delete(dst, name)
 	}
-	x.stamp(dst)
+	if !o.Pristine {
+		x.stamp(dst)
+	}
+	for name, values := range o.Headers {
+		switch {
+		case framing(name): // the edge's own business
+		case len(values) == 0:
+			delete(dst, name)
+		default:
+			dst[name] = values
+		}
+	}
+}
+
+// framing reports whether a header says how a message is read.
+func framing(name string) bool {
+	switch name {
+	case "Content-Length", "Transfer-Encoding", "Connection", "Upgrade", "Trailer":
+		return true
+	}
+	return false
 }
 
 // stamp adds the edge's own response headers.

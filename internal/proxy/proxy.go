@@ -82,8 +82,9 @@ const (
 	maxHeld = 10000
 	// headerTimeout guards against clients that never finish their head.
 	headerTimeout = time.Minute
-	// idleTimeout closes client connections without a request.
-	idleTimeout = time.Minute
+	// idleTimeout closes client connections without a request. It differs from
+	// headerTimeout so that a connection knows which of them is set; see setIdle.
+	idleTimeout = headerTimeout + time.Second
 	// maxHeader answers 431; net/http adds 4 KB of slack to it.
 	maxHeader = 60 << 10
 	// dialTimeout: the machine is on this host, an answer takes microseconds.

@@ -120,7 +120,7 @@ func (p *Proxy) upgrade(w http.ResponseWriter, x *exchange, s *slot, resp *http.
 
 	removeHop(resp.Header)
 	h := make(http.Header, len(resp.Header)+6)
-	x.responseHeader(h, resp.Header)
+	x.responseHeader(h, resp.Header, &s.Port.HTTP)
 	h["Connection"], h["Upgrade"] = []string{"Upgrade"}, []string{got}
 	head := &http.Response{StatusCode: resp.StatusCode, ProtoMajor: 1, ProtoMinor: 1, Header: h}
 	if err := errors.Join(client.SetDeadline(time.Time{}), head.Write(buf), buf.Flush()); err != nil {
