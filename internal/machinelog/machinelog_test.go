@@ -318,6 +318,54 @@ func TestFollow(t *testing.T) {
 	}
 }
 
+// TestMergeOfManyWriters: all lines of many writers with several segments each
+// come once and in order of time, long ones and torn ones between them.
+func TestMergeOfManyWriters(t *testing.T) {
+	dir := t.TempDir()
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	var writers []*Writer
+	for i := range 20 {
+		w, err := Open(dir, root.MachineID(fmt.Sprintf("%014x", i)), 16*minSegment)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := w.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+		w.now = func() time.Time { return now }
+		writers = append(writers, w)
+	}
+	const n = 4000
+	for i := range n {
+		now = now.Add(time.Millisecond)
+		text := fmt.Sprint(i)
+		if i%500 == 7 {
+			text += " " + strings.Repeat("\x01", maxLine-10) // six times as long in the file
+		}
+		writers[(i*7)%len(writers)].Platform(source, text)
+	}
+	if err := os.WriteFile(segmentName(dir, "ffffffffffffff", 1), []byte("{torn"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, filter := range map[string]Filter{"merged": {}, "newest": {Lines: n}} {
+		t.Run(name, func(t *testing.T) {
+			next := 0
+			err := Tail(t.Context(), dir, filter, false, func(l Line) error {
+				if got, _, _ := strings.Cut(l.Message, " "); got != fmt.Sprint(next) {
+					return fmt.Errorf("got %s, want %d", got, next)
+				}
+				next++
+				return nil
+			})
+			if err != nil || next != n {
+				t.Errorf("%d lines of %d, %v", next, n, err)
+			}
+		})
+	}
+}
+
 // Without inotify a reader looks by itself.
 func TestFollowWithoutInotify(t *testing.T) {
 	dir := t.TempDir()
