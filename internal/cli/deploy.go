@@ -159,6 +159,11 @@ func (f *factory) deploy(ctx context.Context, o *deployFlags, dir string) error 
 	if err != nil {
 		return err
 	}
+	// What can be found wrong here is, before an app is made for nothing.
+	image, build, err := f.deploySource(o, config, app, dir)
+	if err != nil {
+		return err
+	}
 	c, err := f.client()
 	if err != nil {
 		return err
@@ -167,7 +172,7 @@ func (f *factory) deploy(ctx context.Context, o *deployFlags, dir string) error 
 		return err
 	}
 	in := o.release
-	if in.Image, err = f.deployImage(ctx, c, o, config, app, dir); err != nil {
+	if in.Image, err = f.deployImage(ctx, c, image, build, o.build.progress); err != nil {
 		if ctx.Err() != nil {
 			return hintError{err, "nothing was deployed"}
 		}
@@ -293,19 +298,18 @@ func (f *factory) ensureApp(ctx context.Context, c *client.Client, app string, o
 	return nil
 }
 
-// deployImage is the image to deploy: one that exists, or one that is built.
-func (f *factory) deployImage(ctx context.Context, c *client.Client, o *deployFlags, config *appconfig.Config, app, dir string) (string, error) {
+// deploySource is where the image comes from: one that exists, by its name, or
+// a build of dir.
+func (f *factory) deploySource(o *deployFlags, config *appconfig.Config, app, dir string) (image string, r client.BuildRequest, err error) {
 	var build appconfig.Build
 	if config != nil && config.Build != nil {
 		build = *config.Build
 	}
 	if image := first(o.image, build.Image); image != "" && !o.buildOnly {
-		f.io.Notef("Image %s", image)
-		return image, nil
+		return image, r, nil
 	}
-	r, err := o.build.request(app, dir)
-	if err != nil {
-		return "", err
+	if r, err = o.build.request(app, dir); err != nil {
+		return "", r, err
 	}
 	beside := func(path string) (string, error) {
 		switch {
@@ -318,12 +322,12 @@ func (f *factory) deployImage(ctx context.Context, c *client.Client, o *deployFl
 	}
 	if r.Dockerfile == "" {
 		if r.Dockerfile, err = beside(build.Dockerfile); err != nil {
-			return "", err
+			return "", r, err
 		}
 	}
 	if r.IgnoreFile == "" {
 		if r.IgnoreFile, err = beside(build.IgnoreFile); err != nil {
-			return "", err
+			return "", r, err
 		}
 	}
 	r.Target = first(r.Target, build.Target)
@@ -332,11 +336,20 @@ func (f *factory) deployImage(ctx context.Context, c *client.Client, o *deployFl
 			r.Args[name] = value
 		}
 	}
+	return "", r, r.Check()
+}
+
+// deployImage builds the image unless there is one.
+func (f *factory) deployImage(ctx context.Context, c *client.Client, image string, r client.BuildRequest, show string) (string, error) {
+	if image != "" {
+		f.io.Notef("Image %s", image)
+		return image, nil
+	}
 	began := f.io.Now()
-	image, err := f.buildImage(ctx, c, r, o.build.progress)
+	built, err := f.buildImage(ctx, c, r, show)
 	if err != nil {
 		return "", err
 	}
-	f.io.Notef("Image %s, built in %s", image.Ref, short(f.io.Now().Sub(began)))
-	return image.Ref, nil
+	f.io.Notef("Image %s, built in %s", built.Ref, short(f.io.Now().Sub(began)))
+	return built.Ref, nil
 }

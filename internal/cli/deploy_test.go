@@ -213,15 +213,16 @@ func TestDeployMistakes(t *testing.T) {
 		code  int
 		parts []string
 	}{
-		"no file":         {"", nil, exitFailed, []string{"there is no fly.toml in", "roost launch"}},
-		"no folder":       {shopFile, []string{"/does/not/exist"}, exitUsage, []string{"/does/not/exist is not a directory"}},
-		"errors":          {"app = \"shop\"\n[http_service]\ninternal_port = 0\nforce_https = 1\n", nil, exitFailed, []string{"fly.toml:3:1: error: ", "fly.toml:4:1: error: force_https: want true or false, got 1", "has 2 errors; nothing was deployed"}},
-		"foreign":         {shopFile, []string{"--exclude-regions", "fra", "--vm-size", "shared-cpu-2x"}, exitUsage, []string{"--exclude-regions is not supported: name those you want with --regions", "roost scale vm"}},
-		"bad timeout":     {shopFile, []string{"--wait-timeout", "soon"}, exitUsage, []string{`--wait-timeout "soon"`}},
-		"bad share":       {shopFile, []string{"--max-unavailable", "0"}, exitUsage, []string{"--max-unavailable 0"}},
-		"bad env":         {shopFile, []string{"--env", "A"}, exitUsage, []string{"--env A"}},
-		"no app":          {"[http_service]\ninternal_port = 80\n", nil, exitUsage, []string{"no app was named"}},
-		"image and build": {shopFile, []string{"--image", "a", "--build-only"}, exitUsage, []string{"nothing to build"}},
+		"no file":          {"", nil, exitFailed, []string{"there is no fly.toml in", "roost launch"}},
+		"nothing to build": {"app = \"shop\"\n", nil, exitFailed, []string{"there is no Dockerfile in"}},
+		"no folder":        {shopFile, []string{"/does/not/exist"}, exitUsage, []string{"/does/not/exist is not a directory"}},
+		"errors":           {"app = \"shop\"\n[http_service]\ninternal_port = 0\nforce_https = 1\n", nil, exitFailed, []string{"fly.toml:3:1: error: ", "fly.toml:4:1: error: force_https: want true or false, got 1", "has 2 errors; nothing was deployed"}},
+		"foreign":          {shopFile, []string{"--exclude-regions", "fra", "--vm-size", "shared-cpu-2x"}, exitUsage, []string{"--exclude-regions is not supported: name those you want with --regions", "roost scale vm"}},
+		"bad timeout":      {shopFile, []string{"--wait-timeout", "soon"}, exitUsage, []string{`--wait-timeout "soon"`}},
+		"bad share":        {shopFile, []string{"--max-unavailable", "0"}, exitUsage, []string{"--max-unavailable 0"}},
+		"bad env":          {shopFile, []string{"--env", "A"}, exitUsage, []string{"--env A"}},
+		"no app":           {"[http_service]\ninternal_port = 80\n", nil, exitUsage, []string{"no app was named"}},
+		"image and build":  {shopFile, []string{"--image", "a", "--build-only"}, exitUsage, []string{"nothing to build"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()

@@ -124,6 +124,12 @@ func (c *Client) Build(ctx context.Context, r BuildRequest, progress func(Progre
 
 func buildsPath(app string) string { return prefix + "/apps/" + url.PathEscape(app) + "/builds" }
 
+// Check says what Build would complain of before it asks anybody.
+func (r *BuildRequest) Check() error {
+	_, _, err := r.prepare()
+	return err
+}
+
 // prepare finds out what to build.
 func (r *BuildRequest) prepare() (BuildSpec, buildcontext.Options, error) {
 	spec := BuildSpec{
