@@ -94,18 +94,10 @@ func warnings(c *machines.Config) []string {
 		for j, p := range s.Ports {
 			at := fmt.Sprintf("config.services[%d].ports[%d]", i, j)
 			switch {
-			case slices.Contains(p.Handlers, "tls") || slices.Contains(p.Handlers, "pg_tls"):
-				warn(at+".handlers", "TLS is not terminated, the port answers plain HTTP only where the host listens on it")
 			case !slices.Contains(p.Handlers, "http"):
 				warn(at, "only ports with the http handler are served")
 			case slices.Contains(p.Handlers, "proxy_proto"):
 				warn(at+".handlers", "no PROXY header is sent")
-			}
-			if p.ForceHTTPS {
-				warn(at+".force_https", "plain requests are not redirected")
-			}
-			if o := p.HTTPOptions; o != nil && (o.Compress != nil || o.Response != nil || o.IdleTimeout != 0) {
-				warn(at+".http_options", "responses pass as they are")
 			}
 			if o := p.HTTPOptions; o != nil && (o.H2Backend || o.HeadersReadTimeout != 0 || given(o.ReplayCache)) {
 				warn(at+".http_options", "h2_backend, headers_read_timeout and replay_cache have no effect")
