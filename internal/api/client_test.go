@@ -136,14 +136,20 @@ func TestImages(t *testing.T) {
 	ctx, c := t.Context(), newClient(w)
 	want := client.Image{Ref: "docker.io/library/debian:bookworm-slim@sha256:0", Digest: "sha256:0"}
 	var seen []client.Progress
-	image, err := c.PullImage(ctx, "debian", func(p client.Progress) { seen = append(seen, p) })
+	image, err := c.PullImage(ctx, "debian", client.RegistryLogin{}, func(p client.Progress) { seen = append(seen, p) })
 	if err != nil || image != want || len(seen) != 2 || seen[0].Total != 2 {
 		t.Errorf("pull: got %+v, %v after %+v", image, err, seen)
 	}
-	if _, err := c.PullImage(ctx, "none", nil); machines.StatusOf(err) != 404 {
+	if _, err := c.PullImage(ctx, "none", client.RegistryLogin{}, nil); machines.StatusOf(err) != 404 {
 		t.Errorf("pull of nothing: got %v, want status 404", err)
 	}
-	_, err = c.PullImage(ctx, "breaks", nil)
+	if _, err := c.PullImage(ctx, "private", client.RegistryLogin{}, nil); err == nil {
+		t.Error("pull of a private image without credentials: got no error")
+	}
+	if _, err := c.PullImage(ctx, "private", client.RegistryLogin{User: "me", Password: "secret"}, nil); err != nil {
+		t.Errorf("pull of a private image: %v", err)
+	}
+	_, err = c.PullImage(ctx, "breaks", client.RegistryLogin{}, nil)
 	if machines.StatusOf(err) != 503 || !strings.Contains(err.Error(), "the registry went away") {
 		t.Errorf("pull that breaks: got %v, want status 503 inside the stream", err)
 	}

@@ -467,7 +467,10 @@ func (fakeImages) List(context.Context, auth.Actor) ([]control.ImageInfo, error)
 
 var debian = root.Image{Registry: "docker.io", Repository: "library/debian", Tag: "bookworm-slim", Digest: "sha256:0"}
 
-func (fakeImages) Pull(_ context.Context, _ auth.Actor, ref string, progress func(control.PullProgress)) (root.Image, error) {
+func (fakeImages) Pull(_ context.Context, _ auth.Actor, ref string, login control.RegistryLogin, progress func(control.PullProgress)) (root.Image, error) {
+	if ref == "private" && login != (control.RegistryLogin{User: "me", Password: "secret"}) {
+		return root.Image{}, root.Errorf(root.Invalid, "it needs credentials")
+	}
 	switch ref {
 	case "none":
 		return root.Image{}, root.Errorf(root.NotFound, "no image none")

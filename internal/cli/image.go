@@ -1,7 +1,9 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 
@@ -63,15 +65,31 @@ func (f *factory) printImage(i client.Image, asJSON bool) error {
 
 func newImagePullCmd(f *factory) *cobra.Command {
 	var asJSON bool
+	var user, passwordFile string
 	cmd := &cobra.Command{
-		Use: "pull REFERENCE", Short: "Fetch an image from its registry", Args: cobra.ExactArgs(1), Example: "  roost image pull docker.io/library/redis:7",
+		Use: "pull REFERENCE", Short: "Fetch an image from its registry", Args: cobra.ExactArgs(1),
+		Long: `Fetch an image from its registry, or from a mirror that the server's
+configuration names for it. Credentials given here are used this once; those
+that deploys need again belong into [[registries]] of that configuration.`,
+		Example: "  roost image pull docker.io/library/redis:7\n  roost image pull ghcr.io/me/shop:2 --username me --password-file token.txt",
 		RunE: func(cmd *cobra.Command, args []string) error {
+			login := client.RegistryLogin{User: user}
+			if (user == "") != (passwordFile == "") {
+				return usageError{errors.New("--username and --password-file belong together")}
+			}
+			if user != "" {
+				password, err := f.readFile(passwordFile)
+				if err != nil {
+					return usageError{err}
+				}
+				login.Password = strings.TrimSpace(string(password))
+			}
 			c, err := f.client()
 			if err != nil {
 				return err
 			}
 			last := ""
-			image, err := c.PullImage(cmd.Context(), args[0], func(p client.Progress) {
+			image, err := c.PullImage(cmd.Context(), args[0], login, func(p client.Progress) {
 				if p.State != last && p.Layer == "" {
 					last = p.State
 					f.io.Notef("%s: %s", args[0], p.State)
@@ -83,7 +101,17 @@ func newImagePullCmd(f *factory) *cobra.Command {
 			return f.printImage(image, asJSON)
 		},
 	}
+	cmd.Flags().StringVar(&user, "username", "", "who pulls")
+	cmd.Flags().StringVar(&passwordFile, "password-file", "", "file with the password or token; - is standard input")
 	return jsonFlag(cmd, &asJSON)
+}
+
+// readFile reads a file; - is standard input.
+func (f *factory) readFile(name string) ([]byte, error) {
+	if name == "-" {
+		return io.ReadAll(f.io.In)
+	}
+	return os.ReadFile(name)
 }
 
 func newImageLoadCmd(f *factory) *cobra.Command {

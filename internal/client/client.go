@@ -73,9 +73,14 @@ func (c *Client) RemoveImage(ctx context.Context, ref string) error {
 	return c.Do(ctx, http.MethodDelete, prefix+"/images?"+url.Values{"ref": {ref}}.Encode(), nil, nil)
 }
 
-// PullImage fetches an image from its registry; progress may be nil.
-func (c *Client) PullImage(ctx context.Context, ref string, progress func(Progress)) (Image, error) {
-	req, err := c.NewRequest(ctx, http.MethodPost, prefix+"/images/pull?"+url.Values{"ref": {ref}}.Encode(), nil)
+// PullImage fetches an image from its registry; an empty login is that of the
+// host's configuration; progress may be nil.
+func (c *Client) PullImage(ctx context.Context, ref string, login RegistryLogin, progress func(Progress)) (Image, error) {
+	body, err := json.Marshal(login)
+	if err != nil {
+		return Image{}, fmt.Errorf("pull image: %w", err)
+	}
+	req, err := c.post(ctx, prefix+"/images/pull?"+url.Values{"ref": {ref}}.Encode(), body)
 	if err != nil {
 		return Image{}, err
 	}

@@ -48,6 +48,12 @@ type Image struct {
 	InUse     bool      `json:"in_use,omitempty"`
 }
 
+// RegistryLogin is who pulls an image.
+type RegistryLogin struct {
+	User     string `json:"user,omitempty"`
+	Password string `json:"password,omitempty"`
+}
+
 // Failure ends a stream that went wrong.
 type Failure struct {
 	Message string `json:"message"`

@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"slices"
 
@@ -102,6 +103,9 @@ func (s *Images) Build(ctx context.Context, a auth.Actor, r BuildRequest, news f
 		failed = root.MessageOf(err)
 		if scrubber != nil {
 			failed = scrubber.Scrub(failed)
+			if e, ok := errors.AsType[*root.Error](err); ok { // it quotes what a step printed
+				err = &root.Error{Kind: e.Kind, Code: e.Code, Message: failed}
+			}
 		}
 	}
 	log.end(image, s.d.Now().Sub(began), failed)

@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"io"
+	"log/slog"
 	"slices"
 	"strings"
 	"time"
@@ -30,11 +31,18 @@ type PullProgress struct {
 	Total root.Bytes // 0 unknown
 }
 
+// RegistryLogin is who pulls an image, for one pull.
+type RegistryLogin struct{ User, Password string }
+
+// LogValue keeps the password out of logs.
+func (l RegistryLogin) LogValue() slog.Value { return slog.StringValue(l.User) }
+
 // ImageStore is where images are; Resolve pins a reference to a digest.
 type ImageStore interface {
 	Resolve(ctx context.Context, ref string) (root.Image, error)
 	List(ctx context.Context) ([]ImageInfo, error)
-	Pull(ctx context.Context, ref string, progress func(PullProgress)) (root.Image, error)
+	// Pull uses the credentials of the configuration for an empty Login.
+	Pull(ctx context.Context, ref string, login RegistryLogin, progress func(PullProgress)) (root.Image, error)
 	// Load asks allow about each name that an image would get.
 	Load(ctx context.Context, r io.Reader, as string, allow func(name string) error) ([]root.Image, error)
 	// Own is the repository of our own registry that a reference names, an
@@ -119,11 +127,11 @@ func (d *Deps) others(org root.OrgSlug) bool {
 }
 
 // Pull fetches an image from its registry.
-func (s *Images) Pull(ctx context.Context, a auth.Actor, ref string, progress func(PullProgress)) (root.Image, error) {
+func (s *Images) Pull(ctx context.Context, a auth.Actor, ref string, login RegistryLogin, progress func(PullProgress)) (root.Image, error) {
 	if err := a.Allow(auth.ImagePull, "", a.App, ""); err != nil {
 		return root.Image{}, err
 	}
-	return s.d.Images.Pull(ctx, ref, progress)
+	return s.d.Images.Pull(ctx, ref, login, progress)
 }
 
 // Load reads an OCI or docker archive; as, if not "", names the image.

@@ -48,8 +48,8 @@ func (s imageStore) List(ctx context.Context) ([]control.ImageInfo, error) {
 	return out, err
 }
 
-func (s imageStore) Pull(ctx context.Context, ref string, progress func(control.PullProgress)) (root.Image, error) {
-	return s.Store.Pull(ctx, ref, func(p image.Progress) {
+func (s imageStore) Pull(ctx context.Context, ref string, login control.RegistryLogin, progress func(control.PullProgress)) (root.Image, error) {
+	return s.PullAs(ctx, ref, image.Login(login), func(p image.Progress) {
 		if progress != nil {
 			progress(control.PullProgress{State: p.Stage, Done: p.Bytes, Total: p.Total})
 		}

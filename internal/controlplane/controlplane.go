@@ -131,9 +131,11 @@ func (p *process) open(ctx context.Context) error {
 		return err
 	}
 	p.catalog = catalog.New(snapshot)
+	hubs := registries(p.cfg.Registries)
 	p.images, err = image.Open(ctx, image.Options{
 		Root: filepath.Join(p.cfg.Data, "images"), Budget: p.cfg.ImageBudget, Domain: p.cfg.Domain,
 		Addresses: registryAddresses(p.cfg.API), Log: p.log,
+		Mirrors: hubs.mirrors, Credentials: hubs.credentials, PlainHTTP: hubs.plainHTTP(),
 	})
 	if err != nil {
 		return err

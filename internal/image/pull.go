@@ -7,8 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
+	"path"
 	"slices"
 	"strings"
 	"sync"
@@ -84,6 +87,18 @@ func (s *Store) Resolve(ctx context.Context, reference string) (root.Image, erro
 // and with CodeRegistryUnauthorized a registry that wants other credentials),
 // Unavailable (registry out of reach, overloaded or broken).
 func (s *Store) Pull(ctx context.Context, reference string, progress func(Progress)) (root.Image, error) {
+	return s.PullAs(ctx, reference, Login{}, progress)
+}
+
+// Login is who pulls, for one pull.
+type Login struct{ User, Password string }
+
+// LogValue keeps the password out of logs.
+func (l Login) LogValue() slog.Value { return slog.StringValue(l.User) }
+
+// PullAs is Pull with credentials of the caller's own; an empty Login is those
+// of Options.
+func (s *Store) PullAs(ctx context.Context, reference string, login Login, progress func(Progress)) (root.Image, error) {
 	r, err := s.parse(reference)
 	if err != nil {
 		return root.Image{}, err
@@ -102,7 +117,7 @@ func (s *Store) Pull(ctx context.Context, reference string, progress func(Progre
 	if err != nil {
 		return root.Image{}, err
 	}
-	p := &puller{s: s, r: r}
+	p := &puller{s: s, r: r, login: login}
 	p.stage.Store(&stageResolve)
 	stop := p.report(progress)
 	img, err := p.pull(ctx)
@@ -126,8 +141,9 @@ var stageResolve, stageDownload, stageUnpack = StageResolve, StageDownload, Stag
 
 // puller is one pull.
 type puller struct {
-	s *Store
-	r ref
+	s     *Store
+	r     ref
+	login Login
 
 	stage            atomic.Pointer[string]
 	layers, done     atomic.Int64
@@ -178,7 +194,7 @@ func (p *puller) pull(ctx context.Context) (root.Image, error) {
 	s := p.s
 	client, idle := s.registryClient()
 	defer idle()
-	p.hosts = s.registryHosts(client)
+	p.hosts = s.registryHosts(client, p.login)
 	resolver := docker.NewResolver(docker.ResolverOptions{Hosts: p.hosts})
 	name, top, err := resolver.Resolve(ctx, p.r.String())
 	if err != nil {
@@ -360,14 +376,19 @@ func (s *Store) registryClient() (*http.Client, func()) {
 	return &http.Client{Transport: t}, t.CloseIdleConnections
 }
 
-func (s *Store) registryHosts(client *http.Client) docker.RegistryHosts {
+// registryHosts says where a registry is asked: at its mirrors, then itself.
+func (s *Store) registryHosts(client *http.Client, login Login) docker.RegistryHosts {
 	auth := []docker.AuthorizerOpt{docker.WithAuthClient(client)}
-	if s.o.Credentials != nil {
+	switch {
+	case login != Login{}:
+		auth = append(auth, docker.WithAuthCreds(func(string) (string, string, error) { return login.User, login.Password, nil }))
+	case s.o.Credentials != nil:
 		auth = append(auth, docker.WithAuthCreds(s.o.Credentials))
 	}
-	return docker.ConfigureDefaultRegistries(
+	authorizer := docker.NewDockerAuthorizer(auth...)
+	itself := docker.ConfigureDefaultRegistries(
 		docker.WithClient(client),
-		docker.WithAuthorizer(docker.NewDockerAuthorizer(auth...)),
+		docker.WithAuthorizer(authorizer),
 		docker.WithPlainHTTP(func(host string) (bool, error) {
 			if slices.Contains(s.o.PlainHTTP, host) {
 				return true, nil
@@ -375,6 +396,25 @@ func (s *Store) registryHosts(client *http.Client) docker.RegistryHosts {
 			return docker.MatchLocalhost(host)
 		}),
 	)
+	return func(registry string) ([]docker.RegistryHost, error) {
+		hosts, err := itself(registry)
+		// Who brings credentials brings them for the registry, not its mirrors.
+		if err != nil || s.o.Mirrors == nil || login != (Login{}) {
+			return hosts, err
+		}
+		var mirrors []docker.RegistryHost
+		for _, m := range s.o.Mirrors(registry) {
+			u, err := url.Parse(m)
+			if err != nil {
+				return nil, fmt.Errorf("mirror of %s: %w", registry, err)
+			}
+			mirrors = append(mirrors, docker.RegistryHost{
+				Client: client, Authorizer: authorizer, Host: u.Host, Scheme: u.Scheme, Path: path.Join("/", u.Path, "v2"),
+				Capabilities: docker.HostCapabilityPull | docker.HostCapabilityResolve,
+			})
+		}
+		return append(mirrors, hosts...), nil
+	}
 }
 
 // missing explains why the registry has no such manifest.
@@ -407,7 +447,7 @@ func (p *puller) tags(ctx context.Context) ([]string, error) {
 	if err != nil || len(hosts) == 0 {
 		return nil, errors.Join(err, errors.New("no hosts"))
 	}
-	h := hosts[0]
+	h := hosts[len(hosts)-1] // the registry itself
 	spec, err := reference.Parse(p.r.String())
 	if err != nil {
 		return nil, err

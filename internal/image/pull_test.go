@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -397,5 +398,82 @@ func TestPullAfterDamage(t *testing.T) {
 	damage.Store(false)
 	if _, err := s.Pull(t.Context(), h.host+"/team/demo:1", nil); err != nil {
 		t.Errorf("pull after a damaged one: %v", err)
+	}
+}
+
+// A mirror is asked first, by the registry's name; what it lacks, or when it is
+// away, comes from the registry itself.
+func TestPullFromMirror(t *testing.T) {
+	t.Parallel()
+	var (
+		asked  atomic.Int64
+		locked atomic.Bool
+	)
+	mirror := newHub(t, func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if user, password, _ := r.BasicAuth(); locked.Load() && (user != "me" || password != "secret") {
+				w.Header().Set("WWW-Authenticate", `Basic realm="mirror"`)
+				w.WriteHeader(http.StatusUnauthorized)
+				return
+			}
+			if r.URL.Query().Get("ns") != "" {
+				asked.Add(1)
+			}
+			next.ServeHTTP(w, r)
+		})
+	})
+	itself := newHub(t, nil)
+	mirror.push(t, "team/demo", demo)
+	locked.Store(true)
+	other := demo
+	other.Config.Env = []string{"FROM=itself"}
+	itself.push(t, "team/other", other)
+	s := open(t, Options{
+		Mirrors: func(registry string) []string {
+			if registry != itself.host {
+				return nil
+			}
+			return []string{"http://127.0.0.1:1", "http://" + mirror.host}
+		},
+		Credentials: func(host string) (string, string, error) {
+			if host == mirror.host {
+				return "me", "secret", nil
+			}
+			return "", "", nil
+		},
+	})
+	img, err := s.Pull(t.Context(), itself.host+"/team/demo:1", nil)
+	if err != nil || img.Registry != itself.host || string(img.Digest) != demo.Digest(t) || asked.Load() == 0 {
+		t.Errorf("from the mirror: got %+v, %v, asked %d times", img, err, asked.Load())
+	}
+	if img, err = s.Pull(t.Context(), itself.host+"/team/other:1", nil); err != nil || string(img.Digest) != other.Digest(t) {
+		t.Errorf("what the mirror lacks: got %+v, %v", img, err)
+	}
+}
+
+// Credentials of one pull are for it alone.
+func TestPullAs(t *testing.T) {
+	t.Parallel()
+	var locked atomic.Bool
+	h := newHub(t, func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if _, password, _ := r.BasicAuth(); locked.Load() && password != "secret" {
+				w.Header().Set("WWW-Authenticate", `Basic realm="hub"`)
+				w.WriteHeader(http.StatusUnauthorized)
+				return
+			}
+			next.ServeHTTP(w, r)
+		})
+	})
+	h.push(t, "team/demo", demo)
+	locked.Store(true)
+	s := open(t, Options{})
+	ref := h.host + "/team/demo:1"
+	if _, err := s.PullAs(t.Context(), ref, Login{"me", "secret"}, nil); err != nil {
+		t.Error(err)
+	}
+	_, err := s.Pull(t.Context(), ref, nil)
+	if re, ok := errors.AsType[*root.Error](err); !ok || re.Code != CodeRegistryUnauthorized {
+		t.Errorf("without them: got %v, want %s", err, CodeRegistryUnauthorized)
 	}
 }

@@ -73,6 +73,9 @@ type Options struct {
 	// PlainHTTP lists registries ("10.0.0.2:5000") spoken to without TLS,
 	// besides localhost and loopback addresses.
 	PlainHTTP []string
+	// Mirrors returns the URLs ("https://mirror.example.com") to ask before a
+	// registry itself. nil: none.
+	Mirrors func(registry string) []string
 	// Credentials returns user and password for a registry's host; both empty
 	// means anonymous. nil: always anonymous.
 	Credentials func(host string) (user, password string, err error)

@@ -50,8 +50,12 @@ func (h *handlers) pullImage(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	var login client.RegistryLogin
+	if err := route.ReadJSON(r, &login, true); err != nil {
+		return err
+	}
 	s := newProgress(w)
-	image, err := h.Images.Pull(r.Context(), route.Actor(r), ref, func(p control.PullProgress) {
+	image, err := h.Images.Pull(r.Context(), route.Actor(r), ref, control.RegistryLogin(login), func(p control.PullProgress) {
 		s.send(client.Progress{Layer: p.Layer, State: p.State, Done: int64(p.Done), Total: int64(p.Total)})
 	})
 	return s.finish(image, err)

@@ -35,7 +35,7 @@ type Tokens interface {
 // Images are control's verbs on images.
 type Images interface {
 	List(ctx context.Context, a auth.Actor) ([]control.ImageInfo, error)
-	Pull(ctx context.Context, a auth.Actor, ref string, progress func(control.PullProgress)) (root.Image, error)
+	Pull(ctx context.Context, a auth.Actor, ref string, login control.RegistryLogin, progress func(control.PullProgress)) (root.Image, error)
 	Load(ctx context.Context, a auth.Actor, r io.Reader, as string) ([]root.Image, error)
 	Remove(ctx context.Context, a auth.Actor, ref string) error
 	BuildContext(ctx context.Context, a auth.Actor, app root.AppName, manifest io.Reader) (control.ContextState, error)
