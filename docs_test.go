@@ -84,7 +84,7 @@ func quoted(s string) []string {
 // TestDocumentedCommands runs the help of every command that the documents
 // name, and looks for the flags they use.
 func TestDocumentedCommands(t *testing.T) {
-	files := []string{"README.md", "docs/COMPATIBILITY.md", "examples/store/README.md"}
+	files := []string{"README.md", "docs/COMPATIBILITY.md", "docs/deploy.md", "examples/store/README.md"}
 	if more, err := filepath.Glob("docs/decisions/*.md"); err == nil {
 		files = append(files, more...)
 	}

@@ -90,3 +90,31 @@ func pretty(t *testing.T, v any) string {
 	}
 	return strings.TrimSpace(b.String())
 }
+
+// TestDocumentedFiles: what the documents show is a config without problems.
+func TestDocumentedFiles(t *testing.T) {
+	n := 0
+	for _, doc := range []string{"../../docs/deploy.md", "../../docs/decisions/0027-fly-toml.md"} {
+		text, err := os.ReadFile(doc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, part := range strings.Split(string(text), "```toml\n")[1:] {
+			example, _, _ := strings.Cut(part, "```")
+			n++
+			c, problems := Parse("fly.toml", []byte(example))
+			if len(problems) > 0 {
+				t.Errorf("%s, example %d: %v", doc, i, problems)
+				continue
+			}
+			for _, group := range c.Groups() {
+				if _, err := c.Machine(group); err != nil {
+					t.Errorf("%s, example %d: %v", doc, i, err)
+				}
+			}
+		}
+	}
+	if n < 2 {
+		t.Errorf("found %d examples: something is wrong with this test", n)
+	}
+}

@@ -170,7 +170,7 @@ func TestDeployThatFails(t *testing.T) {
 	events = slices.DeleteFunc(events, func(e client.ReleaseEvent) bool { return e.Step == client.StepVerify })
 	a := releases(t, events)
 	s := a.run(t, "deploy", project(t, shopFile))
-	s.want(t, exitFailed, "Error: release v4 of shop is failed: machine "+id+" did not pass its checks", "ALLOWED_HOSTS", "roost release show v4 --app shop", "roost logs --app shop")
+	s.want(t, exitFailed, "Error: release v4 of shop is failed: machine "+id+" did not pass its checks", "ALLOWED_HOSTS", "roost releases show v4 --app shop", "roost logs --app shop")
 	if s.out != "" {
 		t.Errorf("a failed deploy names an address: %q", s.out)
 	}
@@ -294,7 +294,7 @@ func TestDeployInterrupted(t *testing.T) {
 	a.answer("GET /v1/apps/slow", 200, machines.App{Name: "slow"})
 	a.answer("POST /roost/v1/apps/slow/releases", 200, client.Release{App: "slow", Version: 4})
 	s := place{ctx: ctx}.run(t, "--url", a.URL, "deploy", project(t, shopFile), "--app", "slow")
-	s.want(t, exitInterrupted, "Interrupted", "the rollout of v4 continues on the server", "roost release watch v4 --app slow", "roost release cancel v4 --app slow")
+	s.want(t, exitInterrupted, "Interrupted", "the rollout of v4 continues on the server", "roost releases watch v4 --app slow", "roost releases cancel v4 --app slow")
 }
 
 // TestNothingAsksTheTerminal: version 1 of bubbletea asks the terminal for its
@@ -315,7 +315,7 @@ func TestReleaseInProgress(t *testing.T) {
 	a := newAPI(t)
 	a.answer("GET /v1/apps/shop", 200, machines.App{Name: "shop"})
 	a.answer("POST /roost/v1/apps/shop/releases", 409, map[string]string{"error": "release v3 of shop is being rolled out", "status": "release_in_progress"})
-	a.run(t, "deploy", project(t, shopFile)).want(t, exitFailed, "release v3 of shop is being rolled out", "roost release watch --app shop", "roost release cancel --app shop")
+	a.run(t, "deploy", project(t, shopFile)).want(t, exitFailed, "release v3 of shop is being rolled out", "roost releases watch --app shop", "roost releases cancel --app shop")
 }
 
 func TestRollback(t *testing.T) {

@@ -14,7 +14,7 @@ import (
 func newReleaseCmd(f *factory) *cobra.Command {
 	list := newReleaseListCmd(f)
 	cmd := &cobra.Command{
-		Use: "release", Aliases: []string{"releases"}, Short: "Versions of an app: list, show, watch, cancel",
+		Use: "releases", Aliases: []string{"release"}, Short: "Versions of an app: list, show, watch, cancel",
 		Long: "Versions of an app. Without a verb, `roost releases` lists them.",
 		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -33,7 +33,7 @@ func newReleaseListCmd(f *factory) *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use: "list", Aliases: []string{"ls"}, Short: "List an app's releases, the newest first", Args: cobra.NoArgs,
-		Example: "  roost releases\n  roost release list --app shop --json",
+		Example: "  roost releases\n  roost releases list --app shop --json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			app, err := f.appName()
 			if err != nil {
@@ -77,7 +77,7 @@ func newReleaseShowCmd(f *factory) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "show [VERSION]", Aliases: []string{"status"}, Short: "Show a release and what happened in its rollout", Args: cobra.MaximumNArgs(1),
 		Long:    "Show a release and what happened in its rollout. Without VERSION it is the one\nthat serves.",
-		Example: "  roost release show v7 --app shop",
+		Example: "  roost releases show v7 --app shop",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			app, c, version, err := f.onRelease(args)
 			if err != nil {
@@ -153,7 +153,7 @@ func newReleaseWatchCmd(f *factory) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "watch [VERSION]", Short: "Follow a rollout until it ends", Args: cobra.MaximumNArgs(1),
 		Long:    "Follow a rollout until it ends; the exit code says how. Without VERSION it is the\nnewest one.",
-		Example: "  roost release watch --app shop",
+		Example: "  roost releases watch --app shop",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			app, c, version, err := f.onRelease(args)
 			if err != nil {
@@ -182,7 +182,7 @@ func newReleaseWatchCmd(f *factory) *cobra.Command {
 func newReleaseCancelCmd(f *factory) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "cancel [VERSION]", Short: "End a rollout under way; the machines go back to the release before", Args: cobra.MaximumNArgs(1),
-		Example: "  roost release cancel --app shop",
+		Example: "  roost releases cancel --app shop",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			app, c, version, err := f.onRelease(args)
 			if err != nil {
@@ -201,7 +201,7 @@ func newReleaseCancelCmd(f *factory) *cobra.Command {
 			if err := c.CancelRelease(cmd.Context(), app, version); err != nil {
 				return err
 			}
-			f.io.Notef("Release v%d is being cancelled; `roost release watch v%d --app %s` follows", version, version, app)
+			f.io.Notef("Release v%d is being cancelled; `roost releases watch v%d --app %s` follows", version, version, app)
 			return nil
 		},
 	}
@@ -262,7 +262,7 @@ func (f *factory) leave(app string, r client.Release, asJSON bool) error {
 	if asJSON {
 		return f.io.JSON(r)
 	}
-	f.io.Notef("Release v%d of %s is rolled out by the platform; `roost release watch v%d --app %s` follows it", r.Version, app, r.Version, app)
+	f.io.Notef("Release v%d of %s is rolled out by the platform; `roost releases watch v%d --app %s` follows it", r.Version, app, r.Version, app)
 	return nil
 }
 
@@ -270,7 +270,7 @@ func (f *factory) leave(app string, r client.Release, asJSON bool) error {
 func (f *factory) unreleased(app string, err error) error {
 	switch codeOf(err) {
 	case "release_in_progress":
-		return hintError{err, fmt.Sprintf("`roost release watch --app %s` follows it, `roost release cancel --app %s` ends it", app, app)}
+		return hintError{err, fmt.Sprintf("`roost releases watch --app %s` follows it, `roost releases cancel --app %s` ends it", app, app)}
 	case "no_release":
 		return hintError{err, "`roost deploy --app " + app + "` makes one"}
 	}

@@ -30,7 +30,7 @@ func (f *factory) seeThrough(ctx context.Context, c *client.Client, app string, 
 	})
 	show.close()
 	if err != nil {
-		return hintError{err, fmt.Sprintf("the rollout of v%d continues on the server; `roost release watch v%d --app %s` follows it, `roost release cancel v%d --app %s` ends it",
+		return hintError{err, fmt.Sprintf("the rollout of v%d continues on the server; `roost releases watch v%d --app %s` follows it, `roost releases cancel v%d --app %s` ends it",
 			r.Version, r.Version, app, r.Version, app)}
 	}
 	if asJSON {
@@ -40,7 +40,7 @@ func (f *factory) seeThrough(ctx context.Context, c *client.Client, app string, 
 	}
 	if end.Status != "complete" {
 		return hintError{fmt.Errorf("release v%d of %s is %s: %s", end.Version, app, end.Status, first(end.Message, "no reason was recorded")),
-			fmt.Sprintf("`roost release show v%d --app %s` shows its rollout, `roost logs --app %s` what the app said", end.Version, app, app)}
+			fmt.Sprintf("`roost releases show v%d --app %s` shows its rollout, `roost logs --app %s` what the app said", end.Version, app, app)}
 	}
 	took := ""
 	if !end.StartedAt.IsZero() && !end.FinishedAt.IsZero() {
