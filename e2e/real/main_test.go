@@ -70,6 +70,9 @@ func clientOf(i *instance.Instance) *machines.Client {
 
 const probe = "registry.localhost/probe:latest"
 
+// sleep is what a console's machine runs.
+var sleep = instance.File{Name: "bin/sleep", Link: "/app"}
+
 // parallel is how many tests run at once unless -parallel says so: most of
 // their time they wait.
 const parallel = "8"
@@ -113,7 +116,7 @@ func run(m *testing.M) (code int, err error) {
 	}()
 	marks = in.Marks()
 	archive = filepath.Join(in.Dir, "probe.tar")
-	if err := instance.BuildArchive(ctx, "./probe", probe, archive); err != nil {
+	if err := instance.BuildArchive(ctx, "./probe", probe, archive, sleep); err != nil {
 		return 1, err
 	}
 	if _, err := in.CLI(ctx, "image", "load", archive); err != nil {

@@ -32,6 +32,9 @@ import (
 
 const probe = "registry.localhost/probe:latest"
 
+// sleep is what a console's machine runs.
+var sleep = instance.File{Name: "bin/sleep", Link: "/app"}
+
 var in *instance.Instance
 
 func TestMain(m *testing.M) {
@@ -67,7 +70,7 @@ func run(m *testing.M) (code int, err error) {
 			err = instance.CheckRestored(ctx, before, in.Marks(), in.Dir)
 		}
 	}()
-	if err := instance.BuildArchive(ctx, "../real/probe", probe, archive()); err != nil {
+	if err := instance.BuildArchive(ctx, "../real/probe", probe, archive(), sleep); err != nil {
 		return 1, err
 	}
 	if _, err := in.CLI(ctx, "image", "load", archive()); err != nil {

@@ -286,7 +286,9 @@ func (s *Scale) Count(ctx context.Context, a auth.Actor, app root.AppName, c Sca
 	}
 	var said []string
 	for _, err := range errs {
-		said = append(said, root.MessageOf(err))
+		if text := root.MessageOf(err); !slices.Contains(said, text) {
+			said = append(said, text)
+		}
 	}
 	return &root.Error{Kind: root.KindOf(errs[0]), Code: root.CodeOf(errs[0]), Message: fmt.Sprintf("%d of %d machines: %s", len(errs), len(steps), strings.Join(said, "; ")), Err: errors.Join(errs...)}
 }

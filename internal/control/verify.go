@@ -63,7 +63,7 @@ func (c *cluster) Verify(ctx context.Context, r *root.Release, tell rollout.Tell
 		return "", err
 	}
 	able := slices.ContainsFunc(machines, func(m *root.Machine) bool {
-		return m.Managed() && !m.Spec.Cordoned && rollout.Served(&m.Spec.Config) && (m.Status.State.Running() || service.Autostart)
+		return m.Managed() && !m.Spec.Cordoned && rollout.Served(&m.Spec.Config) && (m.Status.State.Running() || service.Autostart && !r.Deploy.Restart) // new secrets wake nobody
 	})
 	if !able {
 		return "", nil
