@@ -156,13 +156,18 @@ func (x *exchange) responseHeader(dst, src http.Header, o *root.HTTPOptions) {
 	if !o.Pristine {
 		x.stamp(dst)
 	}
+	edit(dst, o)
+}
+
+// edit does to a header what a port's options say.
+func edit(h http.Header, o *root.HTTPOptions) {
 	for name, values := range o.Headers {
 		switch {
 		case framing(name): // the edge's own business
 		case len(values) == 0:
-			delete(dst, name)
+			delete(h, name)
 		default:
-			dst[name] = values
+			h[name] = values
 		}
 	}
 }

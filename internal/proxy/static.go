@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	root "github.com/roost-run/roost"
 	"github.com/roost-run/roost/internal/proxy/statics"
 )
 
@@ -18,11 +19,17 @@ func (p *Proxy) static(w http.ResponseWriter, x *exchange) (answered bool, _ *fa
 		return false, nil
 	}
 	table := p.router.Table(p.o.Catalog.Snapshot(), x.app)
-	if table == nil || len(table.Files) == 0 || len(table.Port(x.port)) == 0 {
+	if table == nil || len(table.Files) == 0 {
 		return false, nil
 	}
-	accept := r.Header["Accept-Encoding"]
-	f, verdict := p.o.Statics.Find(x.app, table.Files, r.URL, strings.Join(accept, ","))
+	targets := table.Port(x.port)
+	if len(targets) == 0 {
+		return false, nil
+	}
+	options := &targets[0].Port.HTTP
+	f, verdict := p.o.Statics.Find(x.app, table.Files, &statics.Ask{
+		URL: r.URL, AcceptEncoding: strings.Join(r.Header["Accept-Encoding"], ","), Plain: options.Compress != nil && !*options.Compress,
+	})
 	switch verdict {
 	case statics.Pass:
 		return false, nil
@@ -32,8 +39,12 @@ func (p *Proxy) static(w http.ResponseWriter, x *exchange) (answered bool, _ *fa
 	defer func() { _ = f.Close() }() // only read
 	x.rec.Static = true
 	p.o.Metrics.Static()
+	if options.Pristine {
+		clear(w.Header()) // nothing is in it but our own
+	}
 	p.part(w.Header())
-	out := &fileWriter{ResponseWriter: w, rc: http.NewResponseController(w), status: http.StatusOK}
+	out := &fileWriter{ResponseWriter: w, rc: http.NewResponseController(w), options: options, status: http.StatusOK}
+	setIdle(r, options.IdleTimeout)
 	f.Serve(out, r)
 	out.finish()
 	x.rec.Status, x.rec.Bytes = out.status, out.n
@@ -48,6 +59,7 @@ func (p *Proxy) static(w http.ResponseWriter, x *exchange) (answered bool, _ *fa
 type fileWriter struct {
 	http.ResponseWriter
 	rc       *http.ResponseController
+	options  *root.HTTPOptions
 	status   int
 	n        int64
 	err      error
@@ -61,6 +73,7 @@ func (w *fileWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 func (w *fileWriter) WriteHeader(status int) {
 	w.status = status
+	edit(w.Header(), w.options)
 	w.ResponseWriter.WriteHeader(status)
 }
 

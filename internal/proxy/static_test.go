@@ -238,3 +238,34 @@ func TestOnlyReservedMachines(t *testing.T) {
 		t.Errorf("wakes: got %d, want 0", got)
 	}
 }
+
+// TestStaticOptions: what a port says of answers counts for files, too.
+func TestStaticOptions(t *testing.T) {
+	text := strings.Repeat("text ", 1000)
+	files := withFiles(t, map[string]string{"a.css": text})
+	for name, c := range map[string]struct {
+		options root.HTTPOptions
+		want    map[string]string
+	}{
+		"headers": {
+			root.HTTPOptions{Headers: map[string][]string{"Cache-Control": {"public, max-age=60"}, "X-Frame-Options": {"DENY"}, "Etag": nil, "Server": nil, "Content-Length": {"1"}}},
+			map[string]string{"Cache-Control": "public, max-age=60", "X-Frame-Options": "DENY", "Etag": "", "Server": "", "Content-Encoding": "br"},
+		},
+		"pristine":       {root.HTTPOptions{Pristine: true}, map[string]string{"Server": "", "Via": "", "Fly-Request-Id": "", "Content-Encoding": "br"}},
+		"not compressed": {root.HTTPOptions{Compress: new(false)}, map[string]string{"Server": "roost", "Content-Encoding": "", "Vary": "", "Content-Length": "5000"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, files)
+			w.machine("shop", root.StateStopped, echo("app"), serves("/"), httpPort(func(o *root.HTTPOptions) { *o = c.options }))
+			resp, _ := w.get("/a.css", header("Accept-Encoding", "br"))
+			if resp.StatusCode != http.StatusOK {
+				t.Fatalf("got %d", resp.StatusCode)
+			}
+			for name, want := range c.want {
+				if got := resp.Header.Get(name); got != want {
+					t.Errorf("%s: got %q, want %q", name, got, want)
+				}
+			}
+		})
+	}
+}

@@ -11,20 +11,20 @@ type variant struct{ coding, suffix string }
 // variants in the order in which they are preferred, all else being equal.
 var variants = [...]variant{{"zstd", ".zst"}, {"br", ".br"}, {"gzip", ".gz"}}
 
-// choose returns the variant that an Accept-Encoding header (RFC 9110, section
+// choose returns the one of some variants that an Accept-Encoding header (RFC 9110, section
 // 12.5.3) likes best of those in the set, or nil for the plain file.
-func choose(accept string, set uint8) *variant {
+func choose(accept string, among []variant, set uint8) *variant {
 	if set == 0 || accept == "" {
 		return nil
 	}
 	var best *variant
 	bestQ := 0.0
-	for i := range variants {
+	for i := range among {
 		if set&(1<<i) == 0 {
 			continue
 		}
-		if q := quality(accept, variants[i].coding); q > bestQ {
-			best, bestQ = &variants[i], q
+		if q := quality(accept, among[i].coding); q > bestQ {
+			best, bestQ = &among[i], q
 		}
 	}
 	return best

@@ -1,6 +1,7 @@
 package statics
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -17,6 +18,7 @@ import (
 
 // File is an open file of an image.
 type File struct {
+	content  io.ReadSeeker // f itself, for the kernel to copy, or what was made of it
 	f        *os.File
 	name     string // without a variant's suffix
 	size     int64
@@ -31,7 +33,7 @@ func (f *File) Close() error { return f.f.Close() }
 
 // open opens name beneath guest in an image, or the variant of it that the
 // client prefers.
-func (s *Server) open(image root.Digest, guest, name, acceptEncoding string) (*File, Verdict) {
+func (s *Server) open(image root.Digest, guest, name string, a *Ask) (*File, Verdict) {
 	d, err := openDir(s.view(image), guest)
 	if err != nil {
 		return nil, Pass
@@ -49,7 +51,11 @@ func (s *Server) open(image root.Digest, guest, name, acceptEncoding string) (*F
 		_ = f.Close() // it was not read
 		return nil, Pass
 	}
-	v := choose(acceptEncoding, file.variants)
+	if file.variants == 0 {
+		s.pack(file.File, fileKey{image, guest, name}, a)
+		return file.File, Found
+	}
+	v := choose(a.AcceptEncoding, variants[:], file.variants)
 	if v == nil {
 		return file.File, Found
 	}
@@ -66,6 +72,24 @@ func (s *Server) open(image root.Digest, guest, name, acceptEncoding string) (*F
 	_ = f.Close() // it was not read
 	variant.encoding, variant.varies = v.coding, true
 	return variant.File, Found
+}
+
+// pack replaces the content by a compressed form, if that is worth it and the
+// client can read it.
+func (s *Server) pack(f *File, key fileKey, a *Ask) {
+	if a.Plain || !packable(f.name, f.size) {
+		return
+	}
+	f.varies = true
+	v := choose(a.AcceptEncoding, packed, 1<<len(packed)-1)
+	if v == nil {
+		return
+	}
+	p, err := s.packs.get(packKey{key, v.coding}, f.f, f.size)
+	if err != nil || p.data == nil {
+		return
+	}
+	f.content, f.size, f.tag, f.encoding = bytes.NewReader(p.data), int64(len(p.data)), p.etag, v.coding
 }
 
 type described struct {
@@ -92,7 +116,7 @@ func (s *Server) describe(f *os.File, d dir, key fileKey, name string) (describe
 		s.tags.put(key, t)
 	}
 	return described{
-		&File{f: f, name: name, size: st.Size(), modified: st.ModTime(), tag: t.etag, varies: t.variants != 0}, t.variants,
+		&File{content: f, f: f, name: name, size: st.Size(), modified: st.ModTime(), tag: t.etag, varies: t.variants != 0}, t.variants,
 	}, nil
 }
 
@@ -123,8 +147,9 @@ const (
 
 // Serve answers a GET or HEAD with the file: conditions (If-Match,
 // If-None-Match, If-Modified-Since, If-Range ...) and ranges as RFC 9110 has
-// them, and of the variants "name.zst", "name.br" and "name.gz" beside it the
-// one that the client prefers, with its Content-Encoding.
+// them. Of the variants "name.zst", "name.br" and "name.gz" beside it that one
+// is sent which the client prefers, with its Content-Encoding; of a text that
+// has none, one that is made here.
 func (f *File) Serve(w http.ResponseWriter, r *http.Request) {
 	h := w.Header()
 	h["Etag"] = []string{f.tag}
@@ -140,7 +165,7 @@ func (f *File) Serve(w http.ResponseWriter, r *http.Request) {
 		h["Content-Encoding"] = []string{f.encoding}
 		h["Content-Length"] = []string{strconv.FormatInt(f.size, 10)} // ServeContent leaves it out of encoded answers
 	}
-	http.ServeContent(w, r, "", f.modified, f.f)
+	http.ServeContent(w, r, "", f.modified, f.content)
 }
 
 // hashed reports whether a name has the hash of its content in it, as Django's

@@ -17,9 +17,10 @@ const Linger = 10 * time.Minute
 
 // Server finds files. It is safe for concurrent use.
 type Server struct {
-	view func(root.Digest) string
-	now  func() time.Time
-	tags tags
+	view  func(root.Digest) string
+	now   func() time.Time
+	tags  tags
+	packs packs
 
 	apps sync.Map // root.AppName -> *history
 }
@@ -51,16 +52,22 @@ const (
 	Refuse                // a path that tries to climb out: nobody asks for it honestly
 )
 
+// Ask is what a request asks for.
+type Ask struct {
+	URL            *url.URL
+	AcceptEncoding string
+	Plain          bool // nothing is to be compressed that is not already
+}
+
 // Find looks for the file that a URL names, in sets in their order, then in
-// sets that the app had a while ago. The accepted encodings choose between
-// variants of the file (see File.Serve).
-func (s *Server) Find(app root.AppName, sets []route.FileSet, u *url.URL, acceptEncoding string) (*File, Verdict) {
-	if escapesSlash(u) {
+// sets that the app had a while ago.
+func (s *Server) Find(app root.AppName, sets []route.FileSet, a *Ask) (*File, Verdict) {
+	if escapesSlash(a.URL) {
 		return nil, Pass // no file's name has one in it
 	}
 	h := s.history(app, sets)
 	for i := range h.current {
-		if f, v := s.find(&h.current[i], u.Path, acceptEncoding); v != Pass {
+		if f, v := s.find(&h.current[i], a); v != Pass {
 			return f, v
 		}
 	}
@@ -68,7 +75,7 @@ func (s *Server) Find(app root.AppName, sets []route.FileSet, u *url.URL, accept
 		if s.now().After(h.former[i].until) {
 			break
 		}
-		if f, v := s.find(&h.former[i].FileSet, u.Path, acceptEncoding); v != Pass {
+		if f, v := s.find(&h.former[i].FileSet, a); v != Pass {
 			return f, v
 		}
 	}
@@ -79,10 +86,10 @@ func escapesSlash(u *url.URL) bool {
 	return u.RawPath != "" && (strings.Contains(u.RawPath, "%2f") || strings.Contains(u.RawPath, "%2F"))
 }
 
-func (s *Server) find(set *route.FileSet, path, acceptEncoding string) (*File, Verdict) {
+func (s *Server) find(set *route.FileSet, a *Ask) (*File, Verdict) {
 	for i := range set.Mounts {
 		m := &set.Mounts[i]
-		rest, ok := m.Under(path)
+		rest, ok := m.Under(a.URL.Path)
 		if !ok {
 			continue
 		}
@@ -90,7 +97,7 @@ func (s *Server) find(set *route.FileSet, path, acceptEncoding string) (*File, V
 		if v != Found {
 			return nil, v
 		}
-		return s.open(set.Image, m.Guest, name, acceptEncoding)
+		return s.open(set.Image, m.Guest, name, a)
 	}
 	return nil, Pass
 }

@@ -75,7 +75,7 @@ func ask(tb testing.TB, s *Server, sets []route.FileSet, path string, header ...
 	if m := r.Header.Get("Method"); m != "" {
 		r.Method = m
 	}
-	f, v := s.Find(root.AppName(tb.Name()), sets, r.URL, r.Header.Get("Accept-Encoding")) // what an app had before lingers
+	f, v := s.Find(root.AppName(tb.Name()), sets, &Ask{URL: r.URL, AcceptEncoding: r.Header.Get("Accept-Encoding"), Plain: r.Header.Get("Plain") != ""}) // what an app had before lingers
 	if v != Found {
 		return nil, "", v
 	}
@@ -337,7 +337,7 @@ func FuzzFind(f *testing.F) {
 		if parsed, err := url.ParseRequestURI(path); err == nil {
 			u = parsed
 		}
-		file, v := s.Find(root.AppName("shop-"+index), sets(route.FileMount{Prefix: "/s", Guest: "/s", Index: index}), u, "br, gzip")
+		file, v := s.Find(root.AppName("shop-"+index), sets(route.FileMount{Prefix: "/s", Guest: "/s", Index: index}), &Ask{URL: u, AcceptEncoding: "br, gzip"})
 		if v != Found {
 			return
 		}
@@ -363,7 +363,7 @@ func BenchmarkFind(b *testing.B) {
 			u := &url.URL{Path: path}
 			b.ReportAllocs()
 			for b.Loop() {
-				if f, v := s.Find("shop", set, u, "gzip, br"); v == Found {
+				if f, v := s.Find("shop", set, &Ask{URL: u, AcceptEncoding: "gzip, br"}); v == Found {
 					_ = f.Close()
 				}
 			}
