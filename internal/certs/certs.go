@@ -54,6 +54,9 @@ func (c Certificate) LogValue() slog.Value {
 	return slog.GroupValue(slog.String("hostname", c.Hostname), slog.String("source", string(c.Source)))
 }
 
+// String keeps the key out of whatever prints it.
+func (c Certificate) String() string { return "certificate of " + c.Hostname }
+
 // Authority lets an edge issue certificates for private names by itself: an
 // intermediate of the local authority that is good for nothing else.
 type Authority struct {
@@ -66,6 +69,9 @@ type Authority struct {
 
 // LogValue keeps the key out of logs.
 func (a Authority) LogValue() slog.Value { return slog.AnyValue(a.Names) }
+
+// String keeps the key out of whatever prints it.
+func (a Authority) String() string { return "issuer for " + strings.Join(a.Names, ", ") }
 
 // Format is the version of a Line and of the edge's file.
 const Format = 1
