@@ -196,6 +196,37 @@ func TestGatingWithoutControl(t *testing.T) {
 	says(t, i, app, a.ID, "passing")
 }
 
+// TestGatingAcrossEdges: an edge that was killed is followed by one that knows
+// which machines failed.
+func TestGatingAcrossEdges(t *testing.T) {
+	t.Parallel()
+	i := ownInstance(t)
+	app := ownApp(t, i)
+	a, b := up(t, i, app, checked()), up(t, i, app, checked())
+	says(t, i, app, a.ID, "passing")
+	says(t, i, app, b.ID, "passing")
+	ask(t, i, app, a.ID, "/sicken?n=-1")
+	says(t, i, app, a.ID, "critical")
+	for range 3 {
+		pid, err := i.PID(t.Context(), "edge")
+		want(t, err)
+		want(t, i.Kill(t.Context(), "edge"))
+		eventually(t, func() string {
+			if now, err := i.PID(t.Context(), "edge"); err != nil || now == pid {
+				return fmt.Sprintf("the edge is %d, %v", now, err)
+			}
+			return ""
+		})
+		for range 20 {
+			if who := whoAnswers(t, i, app); who != b.ID {
+				t.Fatalf("%s answered, whose check fails", who)
+			}
+		}
+	}
+	says(t, i, app, a.ID, "critical")
+	says(t, i, app, b.ID, "passing")
+}
+
 // TestRestartLimitOfCheck: so many failures in a row restart the machine, and
 // without a limit none do.
 func TestRestartLimitOfCheck(t *testing.T) {

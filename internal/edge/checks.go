@@ -2,10 +2,15 @@ package edge
 
 import (
 	"context"
+	"encoding/json"
+	"log/slog"
+	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
 	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/internal/atomicfile"
 	"github.com/roost-run/roost/internal/health"
 	"github.com/roost-run/roost/internal/health/report"
 )
@@ -17,13 +22,30 @@ type checks struct {
 	live    *live
 	changed func(root.MachineID, root.InstanceID) // for the proxy
 	sender  *report.Sender
+	log     *slog.Logger
+
+	file    string                                 // results for the next edge
+	unsaved chan struct{}                          // capacity 1
+	before  map[root.InstanceID][]root.CheckResult // from the edge before this one
 
 	mu      sync.Mutex
 	waiting map[root.InstanceID]chan struct{} // closed at the next change
 }
 
+// saveAfter gathers changes before results are written down: a killed edge
+// loses no more than those of that time.
+const saveAfter = 50 * time.Millisecond
+
 func (e *edge) newChecks(o health.CheckerOptions) *checks {
-	c := &checks{live: e.live, changed: e.probed, waiting: make(map[root.InstanceID]chan struct{})}
+	c := &checks{
+		live: e.live, changed: e.probed, waiting: make(map[root.InstanceID]chan struct{}),
+		log: e.log, file: filepath.Join(e.cfg.Run, "checks.json"), unsaved: make(chan struct{}, 1),
+	}
+	if data, err := os.ReadFile(c.file); err == nil {
+		if err := json.Unmarshal(data, &c.before); err != nil {
+			e.log.Warn("results of checks before this edge are lost", "err", err)
+		}
+	}
 	o.Host = func(app root.AppName) string { return string(app) + "." + e.cfg.Domain }
 	o.Changed = c.tell
 	c.Checker = health.NewChecker(o)
@@ -38,8 +60,12 @@ func (c *checks) report(id root.InstanceID) (report.Report, bool) {
 
 // tell passes on that results changed.
 func (c *checks) tell(m root.MachineID, id root.InstanceID) {
-	c.sender.Changed(id)
 	c.changed(m, id)
+	c.sender.Changed(id)
+	select {
+	case c.unsaved <- struct{}{}:
+	default:
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if w := c.waiting[id]; w != nil {
@@ -56,8 +82,12 @@ func (c *checks) began(m *root.Machine, keep bool) {
 		return
 	}
 	s := health.Subject{Machine: m, Boot: in.boot, Started: in.started}
-	if keep && m.Status.Instance == m.Spec.Instance {
-		for _, r := range m.Status.Checks {
+	if keep {
+		known := c.before[m.Spec.Instance]
+		if known == nil && m.Status.Instance == m.Spec.Instance {
+			known = m.Status.Checks
+		}
+		for _, r := range known {
 			if !r.UpdatedAt.Before(in.started) {
 				s.Known = append(s.Known, r)
 			}
@@ -70,6 +100,32 @@ func (c *checks) began(m *root.Machine, keep bool) {
 		c.Forget(m.Spec.Instance)
 	case in.phase.State() != root.StateStarted:
 		c.Pause(m.Spec.Instance)
+	}
+}
+
+// save writes results down for the next edge until ctx ends: what the catalog
+// has is older where control was away.
+func (c *checks) save(ctx context.Context) error {
+	for {
+		select {
+		case <-c.unsaved:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		_ = sleep(ctx, saveAfter) // written all the same
+		all := make(map[root.InstanceID][]root.CheckResult)
+		for _, id := range c.All() {
+			if r, ok := c.Results(id); ok && len(r.Checks) > 0 {
+				all[id] = r.Checks
+			}
+		}
+		data, err := json.Marshal(all)
+		if err == nil {
+			err = atomicfile.Write(c.file, data, 0o600)
+		}
+		if err != nil {
+			c.log.Warn("results of checks are not kept for another edge", "err", err)
+		}
 	}
 }
 

@@ -1,8 +1,11 @@
 package edge
 
 import (
+	"context"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -18,6 +21,7 @@ import (
 // clinic is a machine whose check says what the test wants.
 type clinic struct {
 	sick   atomic.Bool
+	slow   atomic.Bool // checks get no answer for a while
 	probes atomic.Int32
 }
 
@@ -27,6 +31,9 @@ func (c *clinic) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	c.probes.Add(1)
+	if c.slow.Load() {
+		<-time.After(time.Second)
+	}
 	if c.sick.Load() || r.Host != "shop.localhost" {
 		http.Error(w, "no database", http.StatusInternalServerError)
 	}
@@ -164,5 +171,41 @@ func TestCandidate(t *testing.T) {
 	}
 	next.Status.Instance = "01NEXT"
 	h.control.Apply(2, root.Change{Machine: next})
+	h.wantHello()
+}
+
+// TestChecksOutliveTheEdge: the next edge knows what this one found out while
+// control was away.
+func TestChecksOutliveTheEdge(t *testing.T) {
+	h := newHost(t)
+	stopControl := h.startControl()
+	var c clinic
+	m := h.addMachineWith(c.ServeHTTP, checkedService(), root.StateStarted, orders.PhaseStarted)
+	stopEdge := h.edge()
+	passing := h.reported(root.CheckPassing)
+	m = m.Clone()
+	m.Status.Checks = []root.CheckResult{passing}
+	h.control.Apply(2, root.Change{Machine: m})
+	stopControl()
+	c.sick.Store(true)
+	file := filepath.Join(h.cfg.Run, "checks.json")
+	for end := time.Now().Add(20 * time.Second); ; <-time.After(5 * time.Millisecond) {
+		if data, err := os.ReadFile(file); err == nil && strings.Contains(string(data), root.CheckCritical) {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("waited 20s for the result to be written down")
+		}
+	}
+	stopEdge()
+	c.slow.Store(true) // the next edge has to go by what is written
+	h.edge()
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if _, body, err := h.get(ctx, h.http, "/"); err == nil {
+		t.Errorf("a request got %q from a machine that fails its check", body)
+	}
+	c.slow.Store(false)
+	c.sick.Store(false)
 	h.wantHello()
 }

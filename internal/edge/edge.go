@@ -149,6 +149,7 @@ func (e *edge) run(ctx context.Context) error {
 	g.Go(func() error { return e.live.follow(helpers, e.orders, e.begun, e.entry) })
 	g.Go(func() error { return e.stops.Run(helpers) })
 	g.Go(func() error { return e.checks.sender.Run(helpers) })
+	g.Go(func() error { return e.checks.save(helpers) })
 	g.Go(func() error { return e.serveStatus(helpers) })
 
 	// A request that comes before the first account would be decided on old news.

@@ -199,7 +199,7 @@ func (c *Checker) Start(s Subject) {
 	c.sets[id] = n
 	for _, e := range n.checks {
 		first := time.Duration(0)
-		if e.status != "" { // many machines may be taken over at once
+		if e.status == root.CheckPassing { // many machines may be taken over at once
 			first = rand.N(time.Second)
 		}
 		c.schedule(n, e, first)
