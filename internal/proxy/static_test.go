@@ -269,3 +269,29 @@ func TestStaticOptions(t *testing.T) {
 		})
 	}
 }
+
+// TestStaticOverTLS: the same files where the kernel cannot copy them, and 301
+// before them where a port wants HTTPS.
+func TestStaticOverTLS(t *testing.T) {
+	big := strings.Repeat("0123456789", 1<<18)
+	w := newSecureWorld(t, withFiles(t, map[string]string{"big": big}))
+	m := w.machine("shop", root.StateStopped, echo("app"), serves("/static"), tlsPort(), func(m *root.Machine) { m.Spec.Config.Services[0].Ports[0].ForceHTTPS = true })
+	for proto, protocols := range map[string][]string{"HTTP/2.0": nil, "HTTP/1.1": {"http/1.1"}} {
+		c := w.https(protocols...)
+		resp, body := get(t, c, "https://shop.localhost/static/big")
+		if resp.Proto != proto || resp.StatusCode != http.StatusOK || body != big {
+			t.Errorf("%s: got %s %d, %d bytes", proto, resp.Proto, resp.StatusCode, len(body))
+		}
+		if resp, _ := get(t, c, "https://shop.localhost/static/%2e%2e/big"); resp.StatusCode != http.StatusBadRequest {
+			t.Errorf("%s: climb: got %d", proto, resp.StatusCode)
+		}
+	}
+	plain := w.client()
+	plain.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	if resp, _ := get(t, plain, "http://shop.localhost/static/big"); resp.StatusCode != http.StatusMovedPermanently {
+		t.Errorf("plain: got %d, want 301", resp.StatusCode)
+	}
+	if got := m.woken(); got != 0 {
+		t.Errorf("wakes: got %d, want 0", got)
+	}
+}
