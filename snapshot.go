@@ -57,6 +57,9 @@ func (s *Snapshot) App(name AppName) *App {
 // has the very name, else one that has it by a wildcard. The name is in lower
 // case, without a dot at the end.
 func (s *Snapshot) AppAt(hostname string) (AppName, bool) {
+	if strings.HasPrefix(hostname, ".") {
+		return "", false // no name; wildcards stand that way
+	}
 	if app := s.names.get(hostname); app != "" {
 		return app, true
 	}

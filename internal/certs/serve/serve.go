@@ -205,6 +205,13 @@ func (s *Server) Names() (certificates, local []string) {
 	return certificates, local
 }
 
+// Cached is how many certificates were made here and are in memory.
+func (s *Server) Cached() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.local)
+}
+
 // Expiry returns how many certificates control sent and when the first of
 // them expires; the zero time without any.
 func (s *Server) Expiry() (n int, first time.Time) {

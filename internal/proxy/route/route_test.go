@@ -132,3 +132,36 @@ func BenchmarkMatch(b *testing.B) {
 		}
 	}
 }
+
+func TestFind(t *testing.T) {
+	s := root.NewSnapshot().With(1, root.Change{App: &root.App{Name: "shop", Hostnames: []string{"shop.example.com", "*.example.com"}}},
+		root.Change{App: &root.App{Name: "blog", Hostnames: []string{"blog.example.com"}}})
+	for host, want := range map[string]root.AppName{
+		"shop.example.com": "shop", "SHOP.example.COM": "shop", "shop.example.com.": "shop", "shop.example.com:8443": "shop",
+		"a.example.com": "shop", "blog.example.com": "blog", "blog.localhost": "blog", "other.localhost": "other",
+		"a.b.example.com": "", "example.com": "", ".example.com": "", "shop.example.com:http": "", "": "", "..": "", ":80": "",
+	} {
+		got, ok := Find(s, host, "localhost")
+		if got != want || ok != (want != "") {
+			t.Errorf("%q: got %q, %t; want %q", host, got, ok, want)
+		}
+	}
+}
+
+func BenchmarkFind(b *testing.B) {
+	var changes []root.Change
+	for i := range 1000 {
+		changes = append(changes, root.Change{App: &root.App{Name: root.AppName(fmt.Sprintf("app-%d", i)), Hostnames: []string{fmt.Sprintf("shop-%d.example.com", i)}}})
+	}
+	s := root.NewSnapshot().With(1, changes...)
+	for name, host := range map[string]string{"own": "shop-500.example.com", "domain": "app-500.localhost"} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, ok := Find(s, host, "localhost"); !ok {
+					b.Fatal("not found")
+				}
+			}
+		})
+	}
+}
