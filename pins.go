@@ -11,7 +11,6 @@ import (
 	_ "github.com/anishathalye/porcupine"
 	_ "github.com/coreos/go-systemd/v22/activation"
 	_ "github.com/minio/minio-go/v7"
-	_ "github.com/moby/buildkit/solver"
 	_ "github.com/opencontainers/cgroups"
 	_ "github.com/robfig/cron/v3"
 	_ "golang.org/x/net/http2"

@@ -36,8 +36,8 @@ func (w *world) loadDjango(ctx context.Context) error {
 			return err
 		}
 		part := archive + ".part"
-		cmd := exec.CommandContext(ctx, "scripts/debian-image", part, "python3", "python3-django", "gunicorn")
-		cmd.Env = append(os.Environ(), "DEBIAN_IMAGE_NAME="+djangoImage)
+		cmd := exec.CommandContext(ctx, "scripts/base-image", part, "python3", "python3-django", "gunicorn")
+		cmd.Env = append(os.Environ(), "BASE_IMAGE_NAME="+djangoImage)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("make the Django image: %w\n%s", err, out)
 		}

@@ -38,7 +38,7 @@ func makeBase(ctx context.Context, source, archive string) error {
 	if err := part.Close(); err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, filepath.Join(source, "scripts", "debian-image"), part.Name(), "ca-certificates")
+	cmd := exec.CommandContext(ctx, filepath.Join(source, "scripts", "base-image"), part.Name(), "ca-certificates")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("make the base image: %w\n%s", err, out)
 	}

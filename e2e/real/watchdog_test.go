@@ -32,8 +32,8 @@ var loadGunicorn = sync.OnceValue(func() error {
 			return err
 		}
 		part := archive + ".part"
-		cmd := exec.CommandContext(context.Background(), "../../scripts/debian-image", part, "python3", "gunicorn")
-		cmd.Env = append(os.Environ(), "DEBIAN_IMAGE_NAME="+gunicornImage)
+		cmd := exec.CommandContext(context.Background(), "../../scripts/base-image", part, "python3", "gunicorn")
+		cmd.Env = append(os.Environ(), "BASE_IMAGE_NAME="+gunicornImage)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("make the gunicorn image: %w\n%s", err, out)
 		}

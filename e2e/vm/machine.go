@@ -190,7 +190,7 @@ func debianImage(ctx context.Context, share string) error {
 	}
 	if _, err := os.Stat(kept); err != nil {
 		part := kept + ".vm"
-		if err := command(ctx, "env", "DEBIAN_IMAGE_NAME=registry.localhost/gunicorn:latest", "scripts/debian-image", part, "python3", "gunicorn"); err != nil {
+		if err := command(ctx, "env", "BASE_IMAGE_NAME=registry.localhost/gunicorn:latest", "scripts/base-image", part, "python3", "gunicorn"); err != nil {
 			return err
 		}
 		if err := os.Rename(part, kept); err != nil {

@@ -171,7 +171,7 @@ func (s *server) run(ctx context.Context, req Request, out *news) (root.Image, e
 		img.Digest, err = s.goImage(ctx, req, tree, img.Ref(), out.log)
 		return img, err
 	}
-	engine, err := s.buildKit()
+	engine, err := s.buildKit(ctx)
 	if err != nil {
 		return root.Image{}, err
 	}

@@ -206,7 +206,7 @@ func (s *server) untilIdle(ctx context.Context) {
 }
 
 // buildKit returns the engine, which the first Dockerfile starts.
-func (s *server) buildKit() (*buildkit.Engine, error) {
+func (s *server) buildKit(ctx context.Context) (*buildkit.Engine, error) {
 	s.engineMu.Lock()
 	defer s.engineMu.Unlock()
 	if s.engine != nil {
@@ -215,8 +215,7 @@ func (s *server) buildKit() (*buildkit.Engine, error) {
 	o := s.BuildKit
 	o.Dir, o.Registry, o.Log = filepath.Join(s.Dir, "buildkit"), s.Registry, s.Log
 	o.Content, o.Snapshots, o.Leases, o.Images = s.store.content, s.store.snaps, s.store.leases, imageStore{s.store}
-	// Not a request's context: the engine outlives it.
-	engine, err := buildkit.Open(context.Background(), o)
+	engine, err := buildkit.Open(context.WithoutCancel(ctx), o) // it outlives the request
 	if err != nil {
 		return nil, err
 	}

@@ -126,9 +126,9 @@ func source(tb testing.TB, files map[string]string) string {
 
 // send uploads a directory and returns the context's name and how many files
 // went over the wire.
-func send(tb testing.TB, h *host, app root.AppName, dir string, o buildcontext.Options) (id string, sent int) {
+func send(tb testing.TB, h *host, app root.AppName, dir string) (id string, sent int) {
 	tb.Helper()
-	s, err := buildcontext.Scan(tb.Context(), dir, o)
+	s, err := buildcontext.Scan(tb.Context(), dir, buildcontext.Options{})
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -181,7 +181,7 @@ func build(tb testing.TB, h *host, app root.AppName, files map[string]string, pk
 // run builds a directory of files and returns the log's lines.
 func run(tb testing.TB, ctx context.Context, h *host, r Request, files map[string]string) (root.Image, []string, error) { //nolint:revive // the test comes first
 	tb.Helper()
-	r.Context, _ = send(tb, h, r.App, source(tb, files), buildcontext.Options{})
+	r.Context, _ = send(tb, h, r.App, source(tb, files))
 	var lines []string
 	img, err := NewClient(h.socket).Build(ctx, r, func(n News) {
 		if n.Status == nil {
@@ -355,7 +355,7 @@ func TestCancelAndQueue(t *testing.T) {
 	command, pids := stuck(t)
 	h := start(t, func(o *options) { o.Go = command })
 	files := map[string]string{"go.mod": goMod, "main.go": "package main\nfunc main() {}\n"}
-	id, _ := send(t, h, "a", source(t, files), buildcontext.Options{})
+	id, _ := send(t, h, "a", source(t, files))
 	var running []string
 	first, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -401,7 +401,7 @@ func TestIdle(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	done := make(chan error, 1)
-	id, _ := send(t, h, "a", source(t, files), buildcontext.Options{})
+	id, _ := send(t, h, "a", source(t, files))
 	go func() {
 		_, err := NewClient(h.socket).Build(ctx, Request{App: "a", Kind: KindGo, Context: id}, nil)
 		done <- err

@@ -45,20 +45,20 @@ func TestContextDelta(t *testing.T) {
 	t.Parallel()
 	h := start(t, nil)
 	dir := source(t, map[string]string{"a": "a", "b": "b", "sub/c": "c"})
-	if _, sent := send(t, h, "shop", dir, buildcontext.Options{}); sent != 3 {
+	if _, sent := send(t, h, "shop", dir); sent != 3 {
 		t.Errorf("first: %d files sent, want 3", sent)
 	}
-	if _, sent := send(t, h, "shop", dir, buildcontext.Options{}); sent != 0 {
+	if _, sent := send(t, h, "shop", dir); sent != 0 {
 		t.Errorf("again: %d files sent, want none", sent)
 	}
 	if err := os.WriteFile(filepath.Join(dir, "sub/c"), []byte("C"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, sent := send(t, h, "shop", dir, buildcontext.Options{}); sent != 1 {
+	if _, sent := send(t, h, "shop", dir); sent != 1 {
 		t.Errorf("one changed: %d files sent, want 1", sent)
 	}
 	// Another app gets nothing of it: a digest is no permission to read.
-	if _, sent := send(t, h, "other", dir, buildcontext.Options{}); sent != 3 {
+	if _, sent := send(t, h, "other", dir); sent != 3 {
 		t.Errorf("another app: %d files sent, want 3", sent)
 	}
 }

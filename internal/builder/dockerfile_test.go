@@ -18,7 +18,6 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	root "github.com/roost-run/roost"
-	"github.com/roost-run/roost/internal/buildcontext"
 	"github.com/roost-run/roost/internal/builder/buildkit"
 	"github.com/roost-run/roost/internal/image/imagetest"
 	"github.com/roost-run/roost/internal/runtime/cgroup"
@@ -88,7 +87,7 @@ func inside(t *testing.T, h *host, img root.Image, args ...string) string {
 func docker(tb testing.TB, h *host, r Request, files map[string]string) (img root.Image, output string, err error) {
 	tb.Helper()
 	r.App, r.Kind, r.Scope = "shop", KindDockerfile, "personal"
-	r.Context, _ = send(tb, h, r.App, source(tb, files), buildcontext.Options{})
+	r.Context, _ = send(tb, h, r.App, source(tb, files))
 	var out strings.Builder
 	img, err = NewClient(h.socket).Build(tb.Context(), r, func(n News) { out.WriteString(printed(tb, n)) })
 	return img, out.String(), err
@@ -348,7 +347,7 @@ func TestDockerfileScopes(t *testing.T) {
 	h := start(t, nil)
 	withShell(t, h)
 	r := Request{App: "shop", Kind: KindDockerfile, Dockerfile: "FROM shell:1\nRUN --mount=type=cache,target=/c cat /c/who; echo mi\"\"ne > /c/who; echo r\"\"an\n"}
-	r.Context, _ = send(t, h, "shop", source(t, nil), buildcontext.Options{})
+	r.Context, _ = send(t, h, "shop", source(t, nil))
 	for i, scope := range []string{"a", "b", "a"} {
 		r.Scope = scope
 		var out string
@@ -372,7 +371,7 @@ func TestDockerfileCancel(t *testing.T) {
 	enough := errors.New("enough")
 	mark := fmt.Sprint(100000 + os.Getpid())
 	r := Request{App: "shop", Kind: KindDockerfile, Dockerfile: "FROM shell:1\nRUN echo begun; sleep " + mark + "\n"}
-	r.Context, _ = send(t, h, "shop", source(t, nil), buildcontext.Options{})
+	r.Context, _ = send(t, h, "shop", source(t, nil))
 	_, err := NewClient(h.socket).Build(ctx, r, func(n News) {
 		if strings.Contains(printed(t, n), "begun") {
 			cancel(enough)

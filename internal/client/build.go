@@ -207,7 +207,7 @@ func (c *Client) upload(ctx context.Context, app string, s *buildcontext.Scanned
 	answer := make(chan error, 1)
 	go func() { // ends with the request
 		answer <- c.sendBlobs(ctx, app, state.ID, body)
-		pr.Close()
+		_ = pr.Close() // of a pipe in memory: cannot fail
 	}()
 	for {
 		select {

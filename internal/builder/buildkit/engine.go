@@ -113,7 +113,7 @@ type Engine struct {
 	closer []io.Closer
 }
 
-// Open starts BuildKit. What a process that was killed left is removed; whoever
+// Open starts BuildKit, which lives as long as ctx at most. What a process that was killed left is removed; whoever
 // started it has ended the steps that ran.
 func Open(ctx context.Context, o Options) (_ *Engine, err error) {
 	_ = ctdlog.SetLevel("error") // what fails is returned to us
@@ -146,11 +146,11 @@ func Open(ctx context.Context, o Options) (_ *Engine, err error) {
 	if err := wc.Add(e.worker); err != nil {
 		return nil, err
 	}
-	return e, e.serve(wc)
+	return e, e.serve(ctx, wc)
 }
 
 // serve starts the solver, and our connection to it.
-func (e *Engine) serve(wc *worker.Controller) error {
+func (e *Engine) serve(ctx context.Context, wc *worker.Controller) error {
 	sessions, err := session.NewManager()
 	if err != nil {
 		return err
@@ -169,7 +169,7 @@ func (e *Engine) serve(wc *worker.Controller) error {
 		SessionManager:   sessions,
 		WorkerController: wc,
 		Frontends:        map[string]frontend.Frontend{frontendName: forwarder.NewGatewayForwarder(wc.Infos(), dockerfile.Build)},
-		CacheManager:     solver.NewCacheManager(context.Background(), "local", store, worker.NewCacheResultStorage(wc)),
+		CacheManager:     solver.NewCacheManager(ctx, "local", store, worker.NewCacheResultStorage(wc)),
 		CacheStore:       store,
 		HistoryDB:        historyDB,
 		LeaseManager:     e.worker.LeaseManager(),
@@ -186,7 +186,7 @@ func (e *Engine) serve(wc *worker.Controller) error {
 	e.ctrl.Register(e.server)
 	l := bufconn.Listen(pipeSize)
 	e.served.Go(func() { _ = e.server.Serve(l) }) // until Close
-	e.client, err = client.New(context.Background(), "passthrough:buildkit", client.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+	e.client, err = client.New(ctx, "passthrough:buildkit", client.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
 		return l.DialContext(ctx)
 	}))
 	return err
