@@ -109,6 +109,29 @@ func TestHeaderValues(t *testing.T) {
 	}
 }
 
+func TestPresets(t *testing.T) {
+	for _, name := range machines.Presets() {
+		g, ok := machines.Preset(name)
+		if err := g.Check(); !ok || err != nil {
+			t.Errorf("%s: %+v, %v", name, g, err)
+		}
+	}
+	if _, ok := machines.Preset("shared-cpu-3x"); ok || len(machines.Presets()) != 18 {
+		t.Errorf("got %v", machines.Presets())
+	}
+	for name, g := range map[string]machines.Guest{
+		"kind":       {CPUKind: "large", CPUs: 1, MemoryMB: 256},
+		"cpus":       {CPUKind: "shared", CPUs: 3, MemoryMB: 768},
+		"step":       {CPUKind: "shared", CPUs: 1, MemoryMB: 300},
+		"too much":   {CPUKind: "shared", CPUs: 1, MemoryMB: 4096},
+		"too little": {CPUKind: "performance", CPUs: 2, MemoryMB: 2048},
+	} {
+		if g.Check() == nil {
+			t.Errorf("%s: %+v passes", name, g)
+		}
+	}
+}
+
 // TestReadMachine: a document as Fly.io sends it.
 func TestReadMachine(t *testing.T) {
 	const document = `{"id":"73d8d46dbee589","name":"quiet-lake-4821","state":"stopped","region":"iad",

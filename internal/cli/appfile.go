@@ -70,7 +70,7 @@ func appOf(dir string) string {
 // appOfFile is the app that a command with a config file is about: the flag,
 // the environment, the file.
 func (f *factory) appOfFile(c *appconfig.Config) (string, error) {
-	if f.app == "" && os.Getenv("ROOST_APP") == "" && c != nil && c.App != "" {
+	if f.namedApp() == "" && c != nil && c.App != "" {
 		if _, err := root.ParseAppName(c.App); err != nil {
 			return "", err
 		}

@@ -179,7 +179,7 @@ func normalURL(s string) string {
 // appName is the app that a command is about: the flag, the environment, the
 // fly.toml of the working directory.
 func (f *factory) appName() (string, error) {
-	name := first(f.app, os.Getenv("ROOST_APP"))
+	name := f.namedApp()
 	if name == "" {
 		name = appOf(".")
 	}
@@ -190,6 +190,11 @@ func (f *factory) appName() (string, error) {
 		return "", usageError{err}
 	}
 	return name, nil
+}
+
+// namedApp is the app that was named, "" none: FLY_APP is flyctl's variable.
+func (f *factory) namedApp() string {
+	return first(f.app, os.Getenv("ROOST_APP"), os.Getenv("FLY_APP"))
 }
 
 // onApp adds the --app flag.

@@ -346,6 +346,9 @@ build.image names one.`,
 				return f.io.JSON(plan)
 			}
 			f.printPlan(app, plan)
+			if in.Image == "" {
+				f.io.Notef("With the image of v%d: a plan builds nothing", plan.Release)
+			}
 			return nil
 		},
 	}

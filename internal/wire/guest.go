@@ -2,20 +2,19 @@ package wire
 
 import (
 	"slices"
+	"strings"
 
 	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/machines"
 )
 
 // Preset reads the name of a size, as `fly scale vm` takes them, with its
-// memory: "shared-cpu-2x", "performance-1x".
+// memory: "shared-cpu-2x", "performance-1x". Sizes with a GPU are none here.
 func Preset(size string) (root.Guest, error) {
-	guest, err := preset(size)
-	counts := []int{1, 2, 4, 6, 8}
-	if guest.CPUKind == "performance" {
-		counts = []int{1, 2, 4, 6, 8, 10, 12, 14, 16}
+	g, ok := machines.Preset(size)
+	if !ok || g.GPUs > 0 {
+		names := slices.DeleteFunc(machines.Presets(), func(name string) bool { g, _ := machines.Preset(name); return g.GPUs > 0 })
+		return root.Guest{}, root.Errorf(root.Invalid, "%q is not a size: use one of %s", clip(size), strings.Join(names, ", "))
 	}
-	if err != nil || !slices.Contains(counts, guest.CPUs) {
-		return guest, root.Errorf(root.Invalid, "%q is not a size: use shared-cpu-1x, -2x, -4x, -6x, -8x, or performance-1x, -2x, -4x, -6x, -8x, -10x, -12x, -14x, -16x", clip(size))
-	}
-	return guest, nil
+	return root.Guest{CPUKind: g.CPUKind, CPUs: g.CPUs, Memory: mib(g.MemoryMB)}, nil
 }
