@@ -653,7 +653,7 @@ func (s *Releases) carry(ctx, work context.Context, app root.AppName, cancel con
 	s.mu.Lock()
 	delete(s.running, app)
 	s.mu.Unlock()
-	if err != nil && ctx.Err() == nil && !root.IsKind(err, root.Conflict) {
+	if ctx.Err() == nil && !root.IsKind(err, root.Conflict) { // the next one may have been recorded meanwhile
 		select {
 		case s.wake <- struct{}{}:
 		default:
