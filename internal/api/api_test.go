@@ -52,9 +52,9 @@ func newWorld(t *testing.T) *world {
 	w.token, w.reader = issue(auth.ScopeOrg), issue(auth.ScopeRead)
 	ms := fakeMachines{w.fake}
 	w.routes = append(
-		machines.Routes(machines.Options{Apps: fakeApps{w.fake}, Machines: ms, Hosts: fakeHosts{}, Secrets: fakeSecrets{w.fake}, Region: "loc"}),
+		machines.Routes(machines.Options{Apps: fakeApps{w.fake}, Machines: ms, Hosts: fakeHosts{}, Secrets: fakeSecrets{w.fake}, Certs: fakeCerts{w.fake}, Region: "loc"}),
 		roost.Routes(roost.Options{Orgs: fakeOrgs{}, Tokens: fakeTokens{}, Images: fakeImages{}, Logs: fakeLogs{}, Hosts: fakeHosts{}, Machines: ms,
-			Secrets: fakeSecrets{w.fake}, Scale: fakeScale{w.fake}, Dialer: fakeDialer{w.fake}, Consoles: fakeConsoles{w.fake}})...)
+			Secrets: fakeSecrets{w.fake}, Certs: fakeCerts{w.fake}, Scale: fakeScale{w.fake}, Dialer: fakeDialer{w.fake}, Consoles: fakeConsoles{w.fake}})...)
 	h := newHandler(Options{
 		Auth: &auth.Verifier{Source: source, Now: time.Now}, Catalog: w, Region: "loc", Log: slog.New(slog.NewTextHandler(&w.log, nil)),
 	}, w.routes)
