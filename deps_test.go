@@ -103,6 +103,7 @@ var arrows = map[string][]string{
 	"/examples/store":  {"/serverless", "/machines"},
 	"/e2e/instance":    {"/machines"},
 	"/e2e/story":       {"/e2e/instance", "/machines"},
+	"/e2e/deploy":      {"/e2e/instance", "/machines"},
 	"/e2e/django":      {"/e2e/instance", "/machines"},
 	"/e2e/demo":        {"/e2e/instance", "/e2e/story", "/e2e/django"},
 	"/e2e/real":        {"/e2e/instance", "/machines"},

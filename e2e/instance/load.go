@@ -145,3 +145,6 @@ func (c *Conn) Get(host, path string, keep bool) error {
 	c.closing = resp.Close
 	return nil
 }
+
+// Closing reports whether the server has said that it closes the connection.
+func (c *Conn) Closing() bool { return c.closing }
