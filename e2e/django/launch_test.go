@@ -48,6 +48,7 @@ func TestLaunch(t *testing.T) {
 	}{
 		{"bare", "django-bare", "/admin/login/", "200 OK", "Django administration", "/static/admin/css/base.css", "text/css; charset=utf-8", "DJANGO Admin styles"},
 		{"tiny", "flask", "/nothing", "404 Not Found", "The requested URL was not found", "", "", ""},
+		{"chat", "node-bare", "/", "200 OK", "hi", "", "", ""},
 		{"home", "site", "/nothing", "404 Not Found", "404", "/", "text/html; charset=utf-8", "<h1>hi</h1>"},
 	} {
 		t.Run(c.project, func(t *testing.T) {
