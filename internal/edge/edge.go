@@ -353,6 +353,8 @@ func (e *edge) entry(n orders.Entry) {
 		e.checks.Pause(n.Instance)
 		e.proxy.Suspended(m, true)
 		e.stops.Suspended(n.Machine, n.Instance, n.At)
+	case orders.EntryStopping:
+		e.checks.Pause(n.Instance) // that it answers no more is no news
 	case orders.EntryExited, orders.EntryFailed:
 		e.stopped(m)
 	case orders.EntryRemoved:
