@@ -256,7 +256,7 @@ func TestDockerfileRefuses(t *testing.T) {
 		not  string
 	}{
 		{
-			"a step fails", Request{Dockerfile: "FROM shell:1 AS one\n\nRUN echo first\nRUN echo why; echo because >&2; \\\n  exit 3\n", DockerfileName: "Dockerfile.web"}, root.Invalid,
+			"a step fails", Request{Dockerfile: "FROM shell:1 AS one\n\nRUN echo first\nRUN echo why; echo because; \\\n  exit 3\n", DockerfileName: "Dockerfile.web"}, root.Invalid,
 			[]string{"RUN echo why", "exit code 3", "Dockerfile.web:4", "> RUN echo why", ">   exit 3", "Last output:\n  why\n  because"}, "  first\n",
 		},
 		{"unknown target", Request{Dockerfile: "FROM shell:1 AS one\nFROM one AS two\n", Target: "three"}, root.Invalid, []string{`no stage "three"`, "one, two"}, "failed to solve"},
