@@ -47,15 +47,15 @@ func (f fakeSecrets) Get(_ context.Context, _ auth.Actor, _ root.AppName, name s
 func (f fakeSecrets) Set(_ context.Context, a auth.Actor, _ root.AppName, values control.SecretValues) (root.SecretSet, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	text := ""
+	var text strings.Builder
 	for _, name := range slices.Sorted(maps.Keys(values)) {
 		if values[name] == nil {
-			text += " -" + name
+			text.WriteString(" -" + name)
 		} else {
-			text += " " + name + "=" + *values[name]
+			text.WriteString(" " + name + "=" + *values[name])
 		}
 	}
-	f.called(a, "set%s", text)
+	f.called(a, "set%s", text.String())
 	return f.set(), nil
 }
 

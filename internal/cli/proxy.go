@@ -133,7 +133,7 @@ func relay(ctx context.Context, c *client.Client, conn net.Conn, app, machine st
 	if err != nil {
 		return err
 	}
-	defer tunnel.Close()
+	defer func() { _ = tunnel.Close() }() // what counts was said before
 	stop := context.AfterFunc(ctx, func() { _, _ = conn.Close(), tunnel.Close() })
 	defer stop()
 	done := make(chan struct{})

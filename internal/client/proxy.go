@@ -40,7 +40,7 @@ func (c *Client) Dial(ctx context.Context, app, machine string, port int) (*Tunn
 	}
 	req.Header.Set("Connection", "Upgrade")
 	req.Header.Set("Upgrade", ProxyProtocol)
-	resp, err := c.Send(req) //nolint:bodyclose // it is the Tunnel's
+	resp, err := c.Send(req)
 	if err != nil {
 		return nil, err
 	}

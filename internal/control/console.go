@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	root "github.com/roost-run/roost"
@@ -31,7 +33,11 @@ type Console struct {
 // same process group are theirs to remove.
 const metadataConsole = "roost_console"
 
-const consoleRemoval = time.Minute
+const (
+	// consoleIdles is what a console's machine runs while people run theirs.
+	consoleIdles   = "/bin/sleep"
+	consoleRemoval = time.Minute
+)
 
 // Open makes a console and returns it when it runs. release is the one it is
 // of, nil without one. end removes the machine, whatever became of the caller,
@@ -50,6 +56,10 @@ func (s *Consoles) Open(ctx context.Context, a auth.Actor, app root.AppName, o C
 	}
 	a.Origin = root.OriginUser
 	m, err = s.machines.Create(ctx, a, app, CreateMachine{Region: o.Region, Config: c, Release: pinned})
+	if root.IsKind(err, root.Invalid) && strings.Contains(root.MessageOf(err), consoleIdles) {
+		return nil, nil, nil, &root.Error{Kind: root.Precondition, Err: err,
+			Message: fmt.Sprintf("the image has no %s, which a console's machine runs: `roost machine run --rm` runs a single command of such an image, with the app's secrets", consoleIdles)}
+	}
 	if err != nil {
 		return nil, nil, nil, err
 	}
@@ -96,7 +106,7 @@ func (s *Consoles) template(ctx context.Context, app *root.App, o Console) (root
 	}
 	c := root.Config{
 		Env: base.Env, Swap: base.Swap, Files: base.Files, Guest: base.Guest, Process: base.Process,
-		Init:        root.Init{Exec: []string{"/bin/sleep", "inf"}},
+		Init:        root.Init{Exec: []string{consoleIdles, "inf"}},
 		Restart:     root.Restart{Policy: root.RestartNo},
 		Stop:        root.Stop{Signal: "SIGKILL"},
 		DNS:         root.DNS{SkipRegistration: true},
@@ -110,9 +120,7 @@ func (s *Consoles) template(ctx context.Context, app *root.App, o Console) (root
 	if c.Env == nil {
 		c.Env = map[string]string{}
 	}
-	for name, value := range o.Env {
-		c.Env[name] = value
-	}
+	maps.Copy(c.Env, o.Env)
 	if c.Guest == (root.Guest{}) {
 		c.Guest = root.DefaultGuest()
 	}

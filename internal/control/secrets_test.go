@@ -15,8 +15,6 @@ import (
 	"github.com/roost-run/roost/internal/seal"
 )
 
-func value(s string) *string { return &s }
-
 // values makes SecretValues of names and values in turn.
 func values(pairs ...string) SecretValues {
 	out := SecretValues{}
@@ -40,13 +38,13 @@ func TestSecrets(t *testing.T) {
 		t.Fatalf("got %+v, want version 1 of A and B, without what is sealed", one)
 	}
 	w.now = w.now.Add(1e9)
-	two, err := w.Secrets.Set(ctx, admin, "shop", SecretValues{"A": value("canary-2"), "B": value("canary-b"), "C": nil})
+	two, err := w.Secrets.Set(ctx, admin, "shop", SecretValues{"A": new("canary-2"), "B": new("canary-b"), "C": nil})
 	w.must(err)
 	if a, b := two.Secrets[0], two.Secrets[1]; two.Version != 2 || a.Digest == one.Secrets[0].Digest || b != one.Secrets[1] ||
 		a.CreatedAt != one.Secrets[0].CreatedAt || !a.UpdatedAt.After(a.CreatedAt) || a.Version != 2 {
 		t.Errorf("after a change of A: got %+v, was %+v", two, one)
 	}
-	same, err := w.Secrets.Set(ctx, admin, "shop", SecretValues{"A": value("canary-2"), "GONE": nil})
+	same, err := w.Secrets.Set(ctx, admin, "shop", SecretValues{"A": new("canary-2"), "GONE": nil})
 	w.must(err)
 	if same.Version != 2 {
 		t.Errorf("nothing changed: got version %d, want 2", same.Version)
@@ -100,7 +98,7 @@ func TestSecretsRefuse(t *testing.T) {
 	}
 	many := SecretValues{}
 	for i := range 10 {
-		many[fmt.Sprintf("A%d", i)] = value(strings.Repeat("x", 60_000))
+		many[fmt.Sprintf("A%d", i)] = new(strings.Repeat("x", 60_000))
 	}
 	_, err := w.Secrets.Set(ctx, admin, "shop", many)
 	w.want(err, root.TooLarge, "together")

@@ -2,6 +2,7 @@ package placement
 
 import (
 	"slices"
+	"strings"
 
 	root "github.com/roost-run/roost"
 )
@@ -74,15 +75,12 @@ func Spread(total int, current map[root.Region]int, regions []root.Region, bound
 }
 
 func list(regions []root.Region) string {
-	text := ""
-	for i, r := range regions {
-		if i > 0 {
-			text += ", "
-		}
-		text += string(r)
-	}
-	if text == "" {
+	if len(regions) == 0 {
 		return "no region"
 	}
-	return text
+	names := make([]string, len(regions))
+	for i, r := range regions {
+		names[i] = string(r)
+	}
+	return strings.Join(names, ", ")
 }
