@@ -81,7 +81,7 @@ func Default() Config {
 		Run:    "/run/roost",
 		Domain: "localhost",
 		Region: root.DefaultRegion,
-		Listen: []Listen{{Addr: ":80"}},
+		Listen: []Listen{{Addr: ":80"}, {Addr: ":443"}},
 		API:    "127.0.0.1:4280",
 
 		Runtime:     "runc",

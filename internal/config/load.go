@@ -54,7 +54,7 @@ func Settings() []Setting {
 			func(c *Config) string { return string(c.Region) },
 			func(c *Config, v string) (err error) { c.Region, err = root.ParseRegion(v); return err },
 		},
-		{"listen", "public addresses, comma-separated; \":8080=80\" serves port 80's services on 8080", getListen, setListen},
+		{"listen", "public addresses, comma-separated; \":8080=80\" serves port 80's services on 8080; on all but port 80 clients may speak TLS", getListen, setListen},
 		text("api", "address of the API, registry and dashboard; empty: unix socket only", func(c *Config) *string { return &c.API }),
 		text("runtime", "OCI runtime binary", func(c *Config) *string { return &c.Runtime }),
 		size("memory", "what machines may use together; 0: the host's memory minus reserve", func(c *Config) *root.Bytes { return &c.Memory }),
