@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -62,7 +63,7 @@ elsewhere it asks nothing, and deploys only with --yes.`,
 	fl.StringVar(&o.name, "name", "", "the app's name (default: the folder's)")
 	fl.StringVarP(&o.region, "region", "r", "", "primary region (default: the host's)")
 	fl.StringVarP(&o.org, "org", "o", string(root.DefaultOrg), "organisation of the app")
-	fl.StringVar(&o.domain, "domain", "localhost", "the platform's domain: the app answers at NAME.DOMAIN")
+	fl.StringVar(&o.domain, "domain", "", "the platform's domain: the app answers at NAME.DOMAIN (default: asked of the platform, else localhost)")
 	fl.BoolVarP(&o.yes, "yes", "y", false, "do not ask; deploy")
 	fl.BoolVar(&o.force, "force", false, "overwrite files that are there")
 	fl.BoolVar(&o.noDeploy, "no-deploy", false, "only write the files")
@@ -79,6 +80,9 @@ func (f *factory) launch(ctx context.Context, o *launchFlags, dir string) error 
 	existing, err := f.existingConfig(o, dir)
 	if err != nil {
 		return err
+	}
+	if o.domain == "" {
+		o.domain = f.platformDomain(ctx)
 	}
 	plan, err := launch.Scan(os.DirFS(dir), launch.Options{
 		App: first(o.name, existing), Folder: filepath.Base(folder), Region: root.Region(o.region), Domain: o.domain,
@@ -117,6 +121,25 @@ func (f *factory) launch(ctx context.Context, o *launchFlags, dir string) error 
 		return nil
 	}
 	return f.deployPlan(ctx, o, plan, dir)
+}
+
+// domainTimeout bounds the question for the platform's domain: the files can
+// be written without an answer.
+const domainTimeout = 3 * time.Second
+
+// platformDomain is where apps answer, or "localhost" if nobody can say.
+func (f *factory) platformDomain(ctx context.Context) string {
+	ctx, cancel := context.WithTimeout(ctx, domainTimeout)
+	defer cancel()
+	if c, err := f.client(); err == nil {
+		hosts, err := c.Hosts(ctx)
+		for _, h := range hosts {
+			if err == nil && h.Local != nil && h.Local.Domain != "" {
+				return h.Local.Domain
+			}
+		}
+	}
+	return "localhost"
 }
 
 // existingConfig returns the app that a fly.toml in dir names, "" if there is

@@ -44,12 +44,13 @@ var djangoSource = map[string]string{
 	"shop/settings.py": "SECRET_KEY = os.environ[\"SECRET_KEY\"]\nALLOWED_HOSTS = [\".localhost\"]\nDATABASES = {\"default\": {\"ENGINE\": \"django.db.backends.postgresql\"}}\n",
 }
 
-// TestLaunchInAPipe: files are written, nothing is asked, nobody is called.
+// TestLaunchInAPipe: files are written, nothing is asked, nothing is changed.
 func TestLaunchInAPipe(t *testing.T) {
 	a := newAPI(t)
 	dir := source(t, djangoSource)
+	a.answer("GET /roost/v1/hosts", 200, []client.Host{{Local: &client.LocalHost{Domain: "apps.example.net"}}})
 	s := a.run(t, "launch", dir)
-	s.want(t, exitDone, "Found Django 3.2 project shop", "Debian 12's own (gunicorn python3-django)", "SECRET_KEY=$(openssl rand -hex 32)", "roost deploy "+dir)
+	s.want(t, exitDone, "Found Django 3.2 project shop", "ALLOWED_HOSTS does not let shop.apps.example.net in", "Debian 12's own (gunicorn python3-django)", "SECRET_KEY=$(openssl rand -hex 32)", "roost deploy "+dir)
 	want := strings.Join([]string{filepath.Join(dir, "Dockerfile"), filepath.Join(dir, ".dockerignore"), filepath.Join(dir, "fly.toml"), ""}, "\n")
 	if diff := cmp.Diff(want, s.out); diff != "" {
 		t.Errorf("files (-want +got):\n%s", diff)
@@ -57,8 +58,8 @@ func TestLaunchInAPipe(t *testing.T) {
 	if file := fileIn(t, dir, "fly.toml"); !strings.Contains(file, "app = \"shop\"\n") {
 		t.Errorf("fly.toml:\n%s", file)
 	}
-	if got := a.asked(); len(got) != 0 {
-		t.Errorf("the platform was asked: %v", got)
+	if got := a.asked(); len(got) != 1 || got[0].line != "GET /roost/v1/hosts" {
+		t.Errorf("the platform was asked: %v, want its domain only", got)
 	}
 }
 

@@ -111,6 +111,7 @@ type LocalHost struct {
 	Free          int64          `json:"free"`   // of it now
 	Swap          string         `json:"swap"`   // where suspended memory goes: "zram", "file", "none"
 	Children      map[string]int `json:"children,omitempty"`
+	Domain        string         `json:"domain,omitempty"` // apps answer at <app>.<domain>
 }
 
 // Inspection is what runs and listens inside a machine, and what it uses.

@@ -51,6 +51,7 @@ type Hosts struct{ Deps }
 type HostStatus struct {
 	Host     root.Host
 	Local    bool
+	Domain   string            // apps answer at <app>.<Domain>; "" unless Local
 	Status   orders.HostStatus // zero unless Local
 	Machines map[root.State]int
 }
@@ -70,6 +71,7 @@ func (s *Hosts) List(ctx context.Context, a auth.Actor) ([]HostStatus, error) {
 			}
 		}
 		if st.Local {
+			st.Domain = s.Domain
 			var err error
 			if st.Status, err = s.Agent.Host(ctx); err != nil {
 				return nil, err

@@ -117,7 +117,7 @@ func (h *handlers) listHosts(w http.ResponseWriter, r *http.Request) error {
 		if s.Local {
 			list[i].Local = &client.LocalHost{
 				PID: s.Status.PID, Boot: s.Status.Boot, CgroupVersion: s.Status.CgroupVersion, Memory: int64(s.Status.Total),
-				Free: int64(s.Status.Free), Swap: s.Status.Swap, Children: s.Status.Children,
+				Free: int64(s.Status.Free), Swap: s.Status.Swap, Children: s.Status.Children, Domain: s.Domain,
 			}
 		}
 	}
