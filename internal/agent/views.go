@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -34,6 +35,8 @@ const (
 	// lingerView is longer than the edge looks for files of a former release
 	// (statics.Linger).
 	lingerView = 15 * time.Minute
+	// maxLinger is how many linger at most, the latest: each keeps its image.
+	maxLinger = 8
 	// viewsPeriod is between looks at what is needed.
 	viewsPeriod = time.Minute
 )
@@ -147,16 +150,24 @@ func (v *views) any() bool {
 	return len(v.known) > 0
 }
 
-// lapsed takes out what has not been needed for lingerView.
+// lapsed takes out what has not been needed for lingerView, and what is too
+// much of what is not needed at now.
 func (v *views) lapsed(now time.Time) []root.Digest {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	var out []root.Digest
+	var spare []root.Digest
 	for d, have := range v.known {
-		if now.Sub(have.needed) >= lingerView {
-			out = append(out, d)
-			delete(v.known, d)
+		if have.needed.Before(now) {
+			spare = append(spare, d)
 		}
 	}
-	return out
+	slices.SortFunc(spare, func(a, b root.Digest) int { return v.known[b].needed.Compare(v.known[a].needed) })
+	keep := 0
+	for keep < min(len(spare), maxLinger) && now.Sub(v.known[spare[keep]].needed) < lingerView {
+		keep++
+	}
+	for _, d := range spare[keep:] {
+		delete(v.known, d)
+	}
+	return spare[keep:]
 }

@@ -70,6 +70,24 @@ func TestViews(t *testing.T) {
 	}
 }
 
+// TestViewsBounded: of many images that one deploy after the other left, the
+// latest few are kept.
+func TestViewsBounded(t *testing.T) {
+	v := newViews()
+	now := time.Now()
+	for i := range 20 {
+		v.known[root.Digest(string(rune('a'+i)))] = &view{mounted: true, needed: now.Add(time.Duration(i-20) * time.Second)}
+	}
+	v.known["needed"] = &view{mounted: true, needed: now}
+	gone := v.lapsed(now)
+	if len(gone) != 20-maxLinger || len(v.known) != maxLinger+1 || v.known["needed"] == nil || v.known["t"] == nil || v.known["a"] != nil {
+		t.Errorf("gone: %v, kept: %v", gone, v.known)
+	}
+	if gone := v.lapsed(now.Add(time.Second)); len(gone) != 1 {
+		t.Errorf("a second later: %v", gone)
+	}
+}
+
 // TestViewFails: a machine whose files cannot be shown does not come up, and
 // leaves nothing.
 func TestViewFails(t *testing.T) {
