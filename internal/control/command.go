@@ -65,7 +65,7 @@ func (c *cluster) Command(ctx context.Context, r *root.Release, step string, arg
 		wait, cancel = context.WithTimeoutCause(ctx, timeout, errNotReady)
 		defer cancel()
 	}
-	lines := c.output(ctx, r, step, m.ID, tell) //nolint:contextcheck // it is ended below, when everything has been read
+	lines := c.output(ctx, r, step, m.ID, tell)
 	exit, err := c.commandExit(wait, r.App, m.ID)
 	lines.end(context.WithoutCancel(ctx))
 	switch {

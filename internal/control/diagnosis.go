@@ -45,29 +45,28 @@ func (d *Deps) diagnose(ctx context.Context, f failure) error {
 	if root.KindOf(f.err) == root.Internal {
 		d.Log.Error("machine of a release", "app", f.app, "machine", f.machine, "err", f.err)
 	}
-	evidence := root.MessageOf(f.err)
+	evidence := []string{root.MessageOf(f.err)}
 	m := d.Catalog.Snapshot().Machine(f.machine)
 	if m != nil && m.Spec.Instance == f.instance {
 		for _, k := range m.Status.Checks {
 			if k.Status != root.CheckPassing {
 				lines = append(lines, fmt.Sprintf("check %s is %s: %s", k.Name, k.Status, clipText(k.Output, maxOutput)))
-				evidence += "\n" + k.Output
+				evidence = append(evidence, k.Output)
 			}
 		}
-		if m.Status.Exit != nil && !strings.Contains(lines[0], exitText(m)) {
+		if e := m.Status.Exit; e != nil && !strings.Contains(lines[0], exitText(m)) && !strings.Contains(lines[0], fmt.Sprintf("exit code %d", e.Code)) {
 			lines = append(lines, "its last end: "+exitText(m))
 		}
 		if m.Status.State.Running() && d.Agent != nil {
 			if seen, err := d.Agent.Inspect(ctx, f.machine); err == nil {
 				lines = append(lines, listenText(seen.Listens))
-				evidence += "\n" + listenText(seen.Listens)
+				evidence = append(evidence, listenText(seen.Listens))
 			}
 		}
-		evidence += "\n" + exitText(m)
+		evidence = append(evidence, exitText(m))
 	}
 	log := d.lastLog(ctx, f)
-	evidence += "\n" + strings.Join(log, "\n")
-	if g := guess(evidence, f.config); g != "" {
+	if g := guess(strings.Join(slices.Concat(evidence, log), "\n"), f.config); g != "" {
 		lines = append(lines, "likely cause: "+g)
 	}
 	if len(log) > 0 {

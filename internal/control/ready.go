@@ -95,11 +95,9 @@ func (g *gate) failed(ctx context.Context, m *root.Machine, what string, err err
 	if m == nil || ctx.Err() != nil && context.Cause(ctx) != errNotReady { //nolint:errorlint // our own value
 		return err
 	}
-	text := fmt.Sprintf("machine %s did not come %s", g.id, strings.TrimPrefix(what, "to "))
-	if strings.HasPrefix(what, "to be ") {
-		text = fmt.Sprintf("machine %s was not %s", g.id, strings.TrimPrefix(what, "to be "))
-	} else if rest, ok := strings.CutPrefix(what, "to "); ok {
-		text = fmt.Sprintf("machine %s did not %s", g.id, rest)
+	text := fmt.Sprintf("machine %s did not %s", g.id, strings.TrimPrefix(what, "to "))
+	if state, ok := strings.CutPrefix(what, "to be "); ok {
+		text = fmt.Sprintf("machine %s was not %s", g.id, state)
 	}
 	if err == errNotReady { //nolint:errorlint // our own value
 		text += fmt.Sprintf(" within %s", g.r.Deploy.WaitTimeout)

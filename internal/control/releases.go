@@ -418,7 +418,7 @@ func (s *Releases) Cancel(ctx context.Context, a auth.Actor, app root.AppName, v
 	cancel := s.running[app]
 	s.mu.Unlock()
 	if cancel != nil {
-		cancel(&rollout.Cancelled{By: a.Name})
+		cancel(&rollout.CancelledError{By: a.Name})
 	}
 	return nil
 }
@@ -565,10 +565,10 @@ func (j *journal) Finish(ctx context.Context, r root.Rollout, status root.Releas
 		return err
 	}
 	text := fmt.Sprintf("release v%d is %s", r.Version, status)
-	if message != "" {
-		text += ": " + message
+	if first, _, _ := strings.Cut(message, "\n"); first != "" { // the rest was told with the step that failed
+		text += ": " + first
 	}
-	j.Tell(root.ReleaseEvent{Step: root.StepEnd, Failed: status != root.ReleaseComplete, Message: text, End: true})
+	j.Tell(root.ReleaseEvent{Step: root.StepEnd, Failed: status != root.ReleaseComplete, Message: text, End: true}) //nolint:contextcheck // it has the rollout's
 	return nil
 }
 
@@ -680,7 +680,7 @@ func (s *Releases) rollout(ctx, work context.Context, app root.AppName, cancel c
 		return err
 	}
 	if by != "" {
-		cancel(&rollout.Cancelled{By: by})
+		cancel(&rollout.CancelledError{By: by})
 	}
 	c := &cluster{s: s, actor: s.actor(&r)}
 	memory := &journal{s: s, r: &r, ctx: ctx, host: s.Host}

@@ -108,9 +108,8 @@ func boundTo(f *os.File) string {
 	if err != nil {
 		return ""
 	}
-	defer l.Close()
 	a, ok := l.Addr().(*net.TCPAddr)
-	if !ok {
+	if err := l.Close(); err != nil || !ok {
 		return ""
 	}
 	host := a.IP.String()

@@ -92,9 +92,9 @@ func normal(c root.Config) root.Config {
 func empty(v reflect.Value) {
 	switch v.Kind() {
 	case reflect.Struct:
-		for i := range v.NumField() {
-			if v.Field(i).CanSet() {
-				empty(v.Field(i))
+		for _, field := range v.Fields() {
+			if field.CanSet() {
+				empty(field)
 			}
 		}
 	case reflect.Slice:

@@ -73,11 +73,11 @@ type Memory interface {
 	Tell(e root.ReleaseEvent)
 }
 
-// Cancelled is the cause of a context that somebody ended on purpose: the
+// CancelledError is the cause of a context that somebody ended on purpose: the
 // rollout goes back.
-type Cancelled struct{ By string }
+type CancelledError struct{ By string }
 
-func (c *Cancelled) Error() string { return "cancelled by " + c.By }
+func (c *CancelledError) Error() string { return "cancelled by " + c.By }
 
 // Options of an Executor.
 type Options struct {
@@ -130,7 +130,7 @@ func New(o Options, r *root.Release, j root.Rollout) *Executor {
 
 // Run carries the rollout on to its end and returns its status. When ctx ends
 // it stops where it is and returns the cause: another Run goes on. When work,
-// which descends from ctx, ends with a *Cancelled, the rollout goes back. Any
+// which descends from ctx, ends with a *CancelledError, the rollout goes back. Any
 // other error is one of the journal, and another Run is to try again.
 func (e *Executor) Run(ctx, work context.Context) (root.ReleaseStatus, string, error) {
 	var err error

@@ -44,7 +44,7 @@ func (w *world) versions() map[string]string {
 
 func TestRolling(t *testing.T) {
 	w := site()
-	r := release(2, both()...)
+	r := release(both()...)
 	r.Deploy.ReleaseCommand = []string{"migrate"}
 	if err := w.run(t.Context(), r); err != nil {
 		t.Fatal(err)
@@ -123,7 +123,7 @@ func TestFailuresGoBack(t *testing.T) {
 					t.Log("immediate waits for nothing: the verification finds it")
 					return
 				}
-				w, r := site(), release(2, both()...)
+				w, r := site(), release(both()...)
 				r.Deploy.Strategy = strategy
 				prepare(w, r)
 				if strategy == root.StrategyImmediate {
@@ -144,12 +144,12 @@ func TestFailuresGoBack(t *testing.T) {
 }
 
 func TestCancelGoesBack(t *testing.T) {
-	w, r := site(), release(2, both()...)
+	w, r := site(), release(both()...)
 	before := w.list()
 	work, cancel := context.WithCancelCause(t.Context())
 	e := New(Options{Cluster: w, Memory: w, Failpoint: func(point string) {
 		if point == "updated" {
-			cancel(&Cancelled{By: "eve"})
+			cancel(&CancelledError{By: "eve"})
 		}
 	}}, r, w.journal)
 	status, message, err := e.Run(t.Context(), work)
@@ -162,7 +162,7 @@ func TestCancelGoesBack(t *testing.T) {
 
 // A process that is told to end leaves everything as it is, for the next one.
 func TestEndOfTheProcess(t *testing.T) {
-	w, r := site(), release(2, both()...)
+	w, r := site(), release(both()...)
 	ctx, cancel := context.WithCancel(t.Context())
 	e := New(Options{Cluster: w, Memory: w, Failpoint: func(point string) {
 		if point == "passed" {
@@ -182,7 +182,7 @@ func TestEndOfTheProcess(t *testing.T) {
 }
 
 func TestBlueGreen(t *testing.T) {
-	w, r := site(), release(2, group("web", true))
+	w, r := site(), release(group("web", true))
 	r.Deploy.Strategy = root.StrategyBlueGreen
 	if err := w.run(t.Context(), r); err != nil {
 		t.Fatal(err)
@@ -211,7 +211,7 @@ func TestCrashes(t *testing.T) {
 		for _, bad := range []bool{false, true} {
 			for _, point := range Failpoints {
 				t.Run(fmt.Sprintf("%s/bad=%v/%s", strategy, bad, point), func(t *testing.T) {
-					w, r := site(), release(2, both()...)
+					w, r := site(), release(both()...)
 					w.add("old", root.StateStarted, 1, true) // a group that goes
 					w.add("web", root.StateStopped, 1, true)
 					r.Groups = append(r.Groups, group("new", true))
@@ -271,7 +271,7 @@ func neverTooFew(t *rapid.T) {
 		}
 		w.floor[name] = running
 	}
-	r := release(2, groups...)
+	r := release(groups...)
 	d := &r.Deploy
 	d.Strategy = rapid.SampledFrom([]root.Strategy{root.StrategyRolling, root.StrategyCanary, root.StrategyBlueGreen, root.StrategyImmediate}).Draw(t, "strategy")
 	d.MaxUnavailable = rapid.SampledFrom([]float64{0, 0.2, 0.33, 0.5, 1, 2, 5}).Draw(t, "max unavailable")

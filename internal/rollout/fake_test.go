@@ -71,10 +71,10 @@ func config(served bool) root.Config {
 	return c
 }
 
-// release is one of two groups at most.
-func release(version int, groups ...root.Group) *root.Release {
+// release is version 2, of these groups.
+func release(groups ...root.Group) *root.Release {
 	return &root.Release{
-		ID: root.ReleaseID(fmt.Sprintf("R%d", version)), App: shop, Version: version, Image: root.Image{Registry: "r", Repository: "shop", Digest: "sha256:new"},
+		ID: "R2", App: shop, Version: 2, Image: root.Image{Registry: "r", Repository: "shop", Digest: "sha256:new"},
 		Groups: groups, Deploy: root.Deploy{Strategy: root.StrategyRolling},
 	}
 }

@@ -41,7 +41,7 @@ type versioned struct {
 }
 
 // decode reads a record of the given version into out.
-func decode(data []byte, version int, out any) error { //nolint:unparam // the next version of a record is not far
+func decode(data []byte, version int, out any) error {
 	// As encode writes them: spares a load a second look at each record.
 	if !bytes.HasPrefix(data, fmt.Appendf(nil, `{"v":%d,`, version)) {
 		var v versioned

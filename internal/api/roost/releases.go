@@ -316,6 +316,7 @@ func (h *handlers) releaseEvents(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	stream := ipc.NewStream(w)
+	//nolint:contextcheck // the function's context is the request's
 	err = h.Releases.Events(r.Context(), actor, app, rel.Version, r.URL.Query().Get("after"), follow, func(e root.ReleaseEvent) error {
 		var end *client.Release
 		if e.End {
