@@ -437,6 +437,9 @@ func (c *Checker) run(ctx context.Context, s *set, k *check) {
 	k.running, k.probed = false, began
 	old := k.status
 	changed := k.take(s, o, now)
+	if o.passed {
+		s.restart = "" // who was not there to hear of it need not act any more
+	}
 	if k.RestartLimit > 0 && k.failures >= k.RestartLimit {
 		s.restart = fmt.Sprintf("check %s failed %d times in a row: %s", k.Name, k.failures, o.headline)
 		s.asked++

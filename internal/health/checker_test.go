@@ -387,6 +387,11 @@ func TestRestartLimit(t *testing.T) {
 			if r := asked(); !strings.Contains(r.Restart, "failed 3 times in a row") || !strings.Contains(r.Restart, "connection refused") {
 				t.Errorf("reason %q", r.Restart)
 			}
+			p.set(true)
+			sees(t, c, m, Open)
+			if r := asked(); r.Restart != "" {
+				t.Errorf("it passes, and is to be restarted: %q", r.Restart)
+			}
 		})
 	}
 }
