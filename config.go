@@ -43,6 +43,10 @@ type Process struct {
 	Cmd        []string
 	User       string
 	Env        map[string]string
+	// Secrets are those of the app's secrets that it gets, by the name of the
+	// variable; none: all of them, unless NoSecrets.
+	Secrets   map[string]string
+	NoSecrets bool
 }
 
 // Guest is the size of a machine.
@@ -255,7 +259,7 @@ func (c Config) Clone() Config {
 	c.Statics = slices.Clone(c.Statics)
 	if c.Process != nil {
 		p := *c.Process
-		p.Env = maps.Clone(p.Env)
+		p.Env, p.Secrets = maps.Clone(p.Env), maps.Clone(p.Secrets)
 		c.Process = &p
 	}
 	return c

@@ -227,6 +227,9 @@ func (a *Agent) fill(ctx context.Context, i *instance, n uint64, rootfs string) 
 		mounts, files, err = secretFiles(dir, c.Files, secrets)
 	}
 	if err == nil {
+		secrets, err = environment(c.Process, secrets)
+	}
+	if err == nil {
 		files, err = a.files(ctx, files)
 	}
 	if err == nil {

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -25,6 +26,28 @@ func (a *Agent) secrets(ctx context.Context, m *root.Machine) (map[string]string
 		return nil, root.Errorf(root.Invalid, "version %d of the app's secrets, which the machine runs with, is gone: update the machine to give it the current ones", version)
 	}
 	return values, err
+}
+
+// environment is what of the app's secrets becomes the environment of the
+// machine's process: all of them, unless the config chooses.
+func environment(p *root.Process, secrets map[string]string) (map[string]string, error) {
+	switch {
+	case p == nil:
+		return secrets, nil
+	case len(p.Secrets) > 0:
+		env := make(map[string]string, len(p.Secrets))
+		for _, variable := range slices.Sorted(maps.Keys(p.Secrets)) {
+			value, ok := secrets[p.Secrets[variable]]
+			if !ok {
+				return nil, root.Errorf(root.Invalid, "config.processes[0].secrets: the app has no secret %s: set it with `roost secrets set`, then update the machine", p.Secrets[variable])
+			}
+			env[variable] = value
+		}
+		return env, nil
+	case p.NoSecrets:
+		return nil, nil
+	}
+	return secrets, nil
 }
 
 // withSecrets is the environment that beats the config's: the app's secrets,

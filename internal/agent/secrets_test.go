@@ -89,6 +89,38 @@ func TestSecretsAreInjected(t *testing.T) {
 	}
 }
 
+// TestProcessChoosesSecrets: some under names of their own, or none.
+func TestProcessChoosesSecrets(t *testing.T) {
+	h := newHost(t)
+	h.withVault(vault{"A": "canary-a", "B": "canary-b"})
+	for n, tt := range []struct {
+		p       root.Process
+		has     []string
+		hasNone string
+	}{
+		{root.Process{}, []string{"A=canary-a\n", "B=canary-b\n"}, "nothing"},
+		{root.Process{Secrets: map[string]string{"KEY": "A"}}, []string{"KEY=canary-a\n"}, "canary-b"},
+		{root.Process{Secrets: map[string]string{"KEY": "A"}, NoSecrets: true}, []string{"KEY=canary-a\n"}, "canary-b"},
+		{root.Process{NoSecrets: true}, nil, "canary"},
+	} {
+		c := workerConfig()
+		c.Process = &tt.p
+		m, err := h.launchWith(n+1, c, 3)
+		must(t, err)
+		spec, err := bundle.Read(filepath.Join(h.options.Config.MachineDir(m.Spec.Instance), "1"))
+		must(t, err)
+		env := strings.Join(spec.Process.Env, "\n") + "\n"
+		for _, part := range tt.has {
+			if !strings.Contains(env, part) {
+				t.Errorf("%+v: the environment lacks %q:\n%s", tt.p, part, env)
+			}
+		}
+		if strings.Contains(env, tt.hasNone) {
+			t.Errorf("%+v: the environment has %q:\n%s", tt.p, tt.hasNone, env)
+		}
+	}
+}
+
 // TestSecretsThatAreNotThere: the reason says what to do, and no value.
 func TestSecretsThatAreNotThere(t *testing.T) {
 	h := newHost(t)
@@ -107,6 +139,11 @@ func TestSecretsThatAreNotThere(t *testing.T) {
 		"pruned":     {workerConfig(), 2, "version 2 of the app's secrets"},
 		"no such":    {file("NONE"), 3, "config.files[0].secret_name: the app has no secret NONE"},
 		"not base64": {file("TEXT"), 3, "not base64"},
+		"a process's": {func() root.Config {
+			c := workerConfig()
+			c.Process = &root.Process{Secrets: map[string]string{"KEY": "NONE"}}
+			return c
+		}(), 3, "config.processes[0].secrets: the app has no secret NONE"},
 		"no secrets": {file("NONE"), 0, "has no secret NONE"},
 	} {
 		n++

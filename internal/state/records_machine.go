@@ -94,6 +94,8 @@ type processRecord struct {
 	Cmd        []string          `json:"cmd,omitempty"`
 	User       string            `json:"user,omitzero"`
 	Env        map[string]string `json:"env,omitempty"`
+	Secrets    map[string]string `json:"secrets,omitempty"`
+	NoSecrets  bool              `json:"no_secrets,omitzero"`
 }
 
 type guestRecord struct {

@@ -241,7 +241,10 @@ func toConfig(c *machines.Config) (root.Config, error) {
 	}
 	if len(c.Processes) == 1 {
 		p := c.Processes[0]
-		cfg.Process = &root.Process{Exec: p.Exec, Entrypoint: p.Entrypoint, Cmd: p.Cmd, User: p.User, Env: p.Env}
+		cfg.Process = &root.Process{Exec: p.Exec, Entrypoint: p.Entrypoint, Cmd: p.Cmd, User: p.User, Env: p.Env, NoSecrets: p.IgnoreAppSecrets}
+		if cfg.Process.Secrets, err = toProcessSecrets(p.Secrets); err != nil {
+			return root.Config{}, err
+		}
 	}
 	return cfg, nil
 }

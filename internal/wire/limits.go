@@ -41,10 +41,7 @@ func refuse(c *machines.Config) error {
 		}
 	}
 	for i, p := range c.Processes {
-		switch {
-		case given(p.Secrets):
-			return no(fmt.Sprintf("config.processes[%d].secrets", i), "put the values into env")
-		case given(p.EnvFrom):
+		if given(p.EnvFrom) {
 			return no(fmt.Sprintf("config.processes[%d].env_from", i), "the process finds FLY_MACHINE_ID, FLY_APP_NAME, FLY_REGION, FLY_IMAGE_REF and FLY_PRIVATE_IP in its environment")
 		}
 	}

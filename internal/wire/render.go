@@ -55,7 +55,10 @@ func FromConfig(c root.Config) machines.Config {
 		out.DNS = &d
 	}
 	if p := c.Process; p != nil {
-		out.Processes = []machines.Process{{Exec: p.Exec, Entrypoint: p.Entrypoint, Cmd: p.Cmd, User: p.User, Env: p.Env}}
+		out.Processes = []machines.Process{{
+			Exec: p.Exec, Entrypoint: p.Entrypoint, Cmd: p.Cmd, User: p.User, Env: p.Env,
+			Secrets: fromProcessSecrets(p.Secrets), IgnoreAppSecrets: p.NoSecrets,
+		}}
 	}
 	if c.Persist != root.PersistNever && c.Persist != "" {
 		out.RootFS = &machines.RootFS{Persist: machines.Persist(c.Persist)}
