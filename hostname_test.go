@@ -45,7 +45,9 @@ func FuzzParseHostname(f *testing.F) {
 }
 
 func TestAppAt(t *testing.T) {
-	app := func(name AppName, hostnames ...string) Change { return Change{App: &App{Name: name, Hostnames: hostnames}} }
+	app := func(name AppName, hostnames ...string) Change {
+		return Change{App: &App{Name: name, Hostnames: hostnames}}
+	}
 	check := func(s *Snapshot, host string, want AppName) {
 		t.Helper()
 		if got, ok := s.AppAt(host); got != want || ok != (want != "") {

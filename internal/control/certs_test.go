@@ -49,7 +49,9 @@ func newCertWorld(t *testing.T) (*world, *issuer) {
 	w := newWorld(t)
 	i := &issuer{w: w, uploads: map[string]*certs.Certificate{}, issued: map[string]*certs.Certificate{}}
 	w.Certs.Issuer, w.Certs.Domain = i, "apps.example.net"
-	w.Certs.Lookup = func(context.Context, string) ([]net.IPAddr, error) { return []net.IPAddr{{IP: net.IPv4(192, 0, 2, 7)}}, nil }
+	w.Certs.Lookup = func(context.Context, string) ([]net.IPAddr, error) {
+		return []net.IPAddr{{IP: net.IPv4(192, 0, 2, 7)}}, nil
+	}
 	return w, i
 }
 

@@ -160,7 +160,7 @@ func (e *edge) run(ctx context.Context) error {
 		e.log.Warn("the server process gave no account of the machines", "after", startTimeout)
 	}
 	var servers errgroup.Group
-	dns, err := e.serve(&servers, names, files)
+	dns, err := e.serve(&servers, names, files) //nolint:contextcheck // a handshake has its connection's context
 	if err == nil {
 		err = e.servePrivate(helpers, &g, dns)
 	}

@@ -149,7 +149,6 @@ type Listener struct {
 // Serve serves HTTP on l until Shutdown or Close.
 func (p *Proxy) Serve(l Listener) error {
 	s := &http.Server{
-		//nolint:contextcheck // a wake serves whoever comes next, too: it does not end with the request that began it
 		Handler:           http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { p.serveHTTP(w, r, l.Port) }),
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,

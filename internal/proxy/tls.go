@@ -105,7 +105,7 @@ func (t *terminator) run() {
 				continue
 			}
 			if !errors.Is(err, net.ErrClosed) {
-				time.Sleep(acceptPause) // out of descriptors, most likely: others will be given back
+				<-time.After(acceptPause) // out of descriptors, most likely: others will be given back
 				continue
 			}
 			break

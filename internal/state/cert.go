@@ -160,7 +160,7 @@ func (s *Store) Hostnames(ctx context.Context) ([]root.Hostname, error) {
 }
 
 // record reads one record; kind NotFound when there is none.
-func (s *Store) record(ctx context.Context, key string, version int, out any, what string) error {
+func (s *Store) record(ctx context.Context, key string, version int, out any, what string) error { //nolint:unparam // the next version of a record is not far
 	kv, err := s.get(ctx, key)
 	if err != nil {
 		return wrap("read "+what, err)

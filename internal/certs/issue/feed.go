@@ -60,7 +60,6 @@ func (m *Manager) feed(w http.ResponseWriter, r *http.Request) {
 		_ = rc.SetWriteDeadline(time.Now().Add(writeTimeout)) // not every writer knows deadlines
 		return stream.Send(l) == nil
 	}
-	v := m.view.Load()
 	select { // an empty whole would make the edge forget what it has on disk
 	case <-m.ready:
 	case <-r.Context().Done():
@@ -69,7 +68,7 @@ func (m *Manager) feed(w http.ResponseWriter, r *http.Request) {
 	sent := map[string]*certs.Certificate{}
 	var authority *certs.Authority
 	for full := true; ; full = false {
-		v = m.view.Load()
+		v := m.view.Load()
 		l := certs.Line{Full: full}
 		for name, c := range v.certificates {
 			if sent[name] == c {
