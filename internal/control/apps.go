@@ -229,6 +229,9 @@ func (s *Apps) delete(ctx context.Context, app root.App) error {
 		if err := s.destroyAll(ctx, app.Name); err != nil {
 			return err
 		}
+		if err := s.Images.Protect(ctx, protectOwner(app.Name)); err != nil { // of its releases
+			return err
+		}
 		rev, err = s.Store.DeleteApp(ctx, app.Name)
 		if err == nil {
 			return s.read(ctx, rev)

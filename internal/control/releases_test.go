@@ -488,6 +488,22 @@ func TestReleasesAreKept(t *testing.T) {
 	}
 }
 
+// With an app go its releases and the protection of their images.
+func TestReleasesGoWithTheApp(t *testing.T) {
+	d := newDeployment(t)
+	d.release(definition("one", nil))
+	d.must(d.Apps.Delete(t.Context(), admin, "shop", true))
+	list, err := d.store.Releases(t.Context(), "shop")
+	if err != nil || len(list) != 0 {
+		t.Errorf("releases: got %d, %v, want none", len(list), err)
+	}
+	d.images.mu.Lock()
+	defer d.images.mu.Unlock()
+	if got := d.images.protected["releases/shop"]; len(got) != 0 {
+		t.Errorf("protected: got %v, want nothing", got)
+	}
+}
+
 func TestWebhook(t *testing.T) {
 	d := newDeployment(t)
 	n := definition("one", map[string]string{"BAD": "1"})
