@@ -22,18 +22,13 @@ func TestDisk(t *testing.T) {
 		layer    = 1 << 20
 		budget   = 16 << 20
 	)
-	h := newHost(t, fmt.Sprintf("--keep-releases=%d", kept), fmt.Sprintf("--image-budget=%dMB", budget>>20), "--image-sweep=2s")
+	h := newHost(t, fmt.Sprintf("--keep-releases=%d", kept), fmt.Sprintf("--image-budget=%dMB", budget>>20), "--image-sweep=10s")
 	dir := h.folder("disk", "")
 	for n := range releases {
 		noise := make([]byte, layer)
 		_, _ = rand.Read(noise)
 		ref := h.image("disk", fmt.Sprintf("n%d", n), instance.File{Name: "noise", Data: string(noise)})
-		flags := []string{"--strategy=immediate", "--detach"}
-		if n%20 == 19 || n >= releases-kept-1 {
-			flags = nil
-		}
-		h.mustDeploy(dir, ref, flags...)
-		h.ended("disk")
+		h.mustDeploy(dir, ref)
 	}
 	if got, want := h.serves("disk"), fmt.Sprintf("n%d", releases-1); got != want {
 		t.Errorf("%q serves, want %q", got, want)

@@ -31,7 +31,7 @@ type Config struct {
 	Logs        root.Bytes    // budget of each machine's log on disk
 	LogBudget   root.Bytes    // of all logs together
 	ImageBudget root.Bytes    // disk that images nobody needs may use
-	ImageSweep  time.Duration // how often they are looked for
+	ImageSweep  time.Duration // how often they are looked for; one used within it is kept
 
 	Builds      int        // that run at a time
 	BuildMemory root.Bytes // what builds may use together; 0: half of what machines may

@@ -64,7 +64,7 @@ func Settings() []Setting {
 		size("logs", "disk for each machine's log", func(c *Config) *root.Bytes { return &c.Logs }),
 		size("log_budget", "disk for all logs together", func(c *Config) *root.Bytes { return &c.LogBudget }),
 		size("image_budget", "disk for images nobody needs", func(c *Config) *root.Bytes { return &c.ImageBudget }),
-		duration("image_sweep", "how often images nobody needs are looked for", func(c *Config) *time.Duration { return &c.ImageSweep }),
+		duration("image_sweep", "how often images nobody needs are looked for; one used within that time is kept", func(c *Config) *time.Duration { return &c.ImageSweep }),
 		text("acme_ca", "ACME directory of the certificate authority for public hostnames, whose terms you agree to by using it; off: none", func(c *Config) *string { return &c.ACMEDirectory }),
 		text("acme_email", "where that authority may write to", func(c *Config) *string { return &c.ACMEEmail }),
 		text("acme_root", "file of certificates by which that authority itself is trusted; empty: the system's", func(c *Config) *string { return &c.ACMERoot }),

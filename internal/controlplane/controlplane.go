@@ -133,7 +133,7 @@ func (p *process) open(ctx context.Context) error {
 	p.catalog = catalog.New(snapshot)
 	hubs := registries(p.cfg.Registries)
 	p.images, err = image.Open(ctx, image.Options{
-		Root: filepath.Join(p.cfg.Data, "images"), Budget: p.cfg.ImageBudget, Domain: p.cfg.Domain,
+		Root: filepath.Join(p.cfg.Data, "images"), Budget: p.cfg.ImageBudget, KeepFor: p.cfg.ImageSweep, Domain: p.cfg.Domain,
 		Addresses: registryAddresses(p.cfg.API), Log: p.log,
 		Mirrors: hubs.mirrors, Credentials: hubs.credentials, PlainHTTP: hubs.plainHTTP(),
 	})
