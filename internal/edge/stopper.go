@@ -34,7 +34,7 @@ func (s *stopper) Suspend(ctx context.Context, m *root.Machine, reason string) e
 		Generation: m.Spec.Generation, Seen: seen.stamp, Source: orders.SourceProxy, Reason: reason,
 	})
 	if now, _ := s.live.get(m.Spec.Instance); err != nil && now.phase.State() == root.StateStarted {
-		s.checks.Resume(m.Spec.Instance)
+		s.checks.Resume(m.Spec.Instance) //nolint:contextcheck // probing outlives the order
 	}
 	return s.took(m, orders.EntrySuspended, d, err)
 }
