@@ -168,11 +168,18 @@ func TestDeployJSON(t *testing.T) {
 func TestDeployThatFails(t *testing.T) {
 	events := releaseEvents("failed", "machine "+id+" did not pass its checks within 5m: GET /ht/ answered 400: does ALLOWED_HOSTS allow shop.localhost? v3 serves on")
 	events = slices.DeleteFunc(events, func(e client.ReleaseEvent) bool { return e.Step == client.StepVerify })
+	why := events[len(events)-1].Release.Message
+	events = slices.Insert(events, len(events)-1,
+		client.ReleaseEvent{ID: "07a", At: now, Step: client.StepUpdate, Failed: true, Message: "the canary did not start"},
+		client.ReleaseEvent{ID: "07b", At: now, Step: client.StepUpdate, Failed: true, Message: strings.TrimSuffix(why, "? v3 serves on") + "\nlast lines"})
 	a := releases(t, events)
 	s := a.run(t, "deploy", project(t, shopFile))
 	s.want(t, exitFailed, "Error: release v4 of shop is failed: machine "+id+" did not pass its checks", "ALLOWED_HOSTS", "roost releases show v4 --app shop", "roost logs --app shop")
 	if s.out != "" {
 		t.Errorf("a failed deploy names an address: %q", s.out)
+	}
+	if !strings.Contains(s.err, "FAILED: the canary did not start\n") {
+		t.Errorf("a failure that the end does not name is not shown:\n%s", s.err)
 	}
 	if n := strings.Count(s.err, "ALLOWED_HOSTS"); n != 1 {
 		t.Errorf("the reason is told %d times:\n%s", n, s.err)

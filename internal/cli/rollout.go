@@ -137,6 +137,7 @@ type rolloutView struct {
 	waiting []waitLine // in order of their beginning
 	drawn   int        // lines on the terminal that will be replaced
 	warned  map[string]bool
+	failed  client.ReleaseEvent // not shown yet: the end may say the same
 }
 
 type waitLine struct {
@@ -179,6 +180,9 @@ func (v *rolloutView) close() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.waiting = nil
+	if v.failed.Message != "" { // nobody told the end
+		v.print(eventLine(v.failed))
+	}
 	v.redraw()
 }
 
@@ -202,8 +206,16 @@ func (v *rolloutView) event(e client.ReleaseEvent) {
 	if e.Warning {
 		v.warned[e.Message] = true
 	}
-	e.Message, _, _ = strings.Cut(e.Message, "\n")    // the end tells all of it
-	if line := eventLine(e); line != "" && !e.End() { // the end is told by who watches
+	e.Message, _, _ = strings.Cut(e.Message, "\n") // the end tells all of it
+	if v.failed.Message != "" && !(e.End() && strings.Contains(e.Release.Message, v.failed.Message)) {
+		v.print(eventLine(v.failed))
+	}
+	v.failed = client.ReleaseEvent{}
+	switch line := eventLine(e); {
+	case line == "" || e.End(): // the end is told by who watches
+	case e.Failed:
+		v.failed = e
+	default:
 		v.print(line)
 	}
 }
