@@ -40,6 +40,7 @@ func TestMain(m *testing.M) {
 // host is a builder with the store that it borrows.
 type host struct {
 	store  *image.Store
+	lent   string // its socket
 	socket string
 	dir    string
 	stop   func() error // ends the builder and returns what it returned
@@ -56,7 +57,7 @@ func start(tb testing.TB, edit func(*options)) *host {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	h := &host{store: s, socket: filepath.Join(dir, "builder.sock"), dir: filepath.Join(dir, "builder")}
+	h := &host{store: s, lent: filepath.Join(dir, "store.sock"), socket: filepath.Join(dir, "builder.sock"), dir: filepath.Join(dir, "builder")}
 	l, err := ipc.Listen(h.socket, 0o600)
 	if err != nil {
 		tb.Fatal(err)

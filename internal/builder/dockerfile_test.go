@@ -19,6 +19,7 @@ import (
 
 	root "github.com/roost-run/roost"
 	"github.com/roost-run/roost/internal/builder/buildkit"
+	"github.com/roost-run/roost/internal/image"
 	"github.com/roost-run/roost/internal/image/imagetest"
 	"github.com/roost-run/roost/internal/runtime/cgroup"
 )
@@ -466,5 +467,60 @@ func TestDockerfilePrune(t *testing.T) {
 	eventually(t, "the cache to be pruned", func() bool { return size() < 20_000_000 })
 	if got := inside(t, h, img, "/bin/stat", "-c", "%s", "/big"); got != sum {
 		t.Errorf("the image after pruning: got %q, want %q", got, sum)
+	}
+}
+
+// What BuildKit knows can be thrown away: the store does not keep its layers
+// for ever, and images stay.
+func TestDockerfileForgotten(t *testing.T) {
+	t.Parallel()
+	h := start(t, nil)
+	withShell(t, h)
+	img, _, err := docker(t, h, Request{Dockerfile: "FROM shell:1\nRUN echo made > /made\n"}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leases := func() (n int) {
+		list, err := h.store.Leases().List(image.Context(t.Context()), `labels."roost.run/cache"`)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(list)
+	}
+	if leases() == 0 {
+		t.Fatal("the cache holds nothing: something is wrong with this test")
+	}
+	if err := h.stop(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(filepath.Join(h.dir, "buildkit")); err != nil {
+		t.Fatal(err)
+	}
+	before := leases()
+	conn, err := borrow(h.lent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	engine, err := buildkit.Open(t.Context(), buildkit.Options{
+		Dir: filepath.Join(h.dir, "buildkit"), Registry: "registry.roost.test", Runtime: "runc", Log: slog.New(slog.DiscardHandler),
+		Content: conn.content, Snapshots: conn.snaps, Leases: conn.leases, Images: imageStore{conn},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := engine.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	if after := leases(); before == 0 || after != 0 {
+		t.Errorf("leases of the cache: got %d, then %d, want some, then none", before, after)
+	}
+	if _, err := h.store.Collect(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := inside(t, h, img, "/bin/cat", "/made"); got != "made\n" {
+		t.Errorf("the image: got %q", got)
 	}
 }

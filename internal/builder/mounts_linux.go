@@ -17,8 +17,8 @@ import (
 )
 
 // ownMounts arranges the process's mount namespace, if the server gave it one:
-// what it mounts stays in it, what others have mounted below the run directory
-// is let go, and names are asked where the network of builds can ask.
+// what it mounts stays in it, what others have mounted below the run and data
+// directories is let go, and names are asked where the network of builds can ask.
 func ownMounts(cfg *config.Config) (own bool, err error) {
 	ours, err := os.Readlink("/proc/self/ns/mnt")
 	if err != nil {
@@ -31,7 +31,7 @@ func ownMounts(cfg *config.Config) (own bool, err error) {
 	if err := unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
 		return true, fmt.Errorf("own mounts: %w", err)
 	}
-	if err := letGo(cfg.Run); err != nil {
+	if err := errors.Join(letGo(cfg.Run), letGo(cfg.Data)); err != nil {
 		return true, fmt.Errorf("own mounts: %w", err)
 	}
 	dir := filepath.Join(cfg.Data, "builder")
@@ -47,7 +47,7 @@ func ownMounts(cfg *config.Config) (own bool, err error) {
 }
 
 // letGo unmounts, for this process, everything below dir: or a machine's files
-// would stay mounted here after it has gone.
+// and volumes would stay mounted here after it has gone.
 func letGo(dir string) error {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {

@@ -66,6 +66,11 @@ const (
 	namespace = "roost"
 	// snapshotter is the store's name for its snapshots.
 	snapshotter = "overlayfs"
+	// labelCache is the store's mark on leases that have no end: those of the
+	// layer cache.
+	labelCache = "roost.run/cache"
+	// metadataFile is where BuildKit keeps what it knows of the layer cache.
+	metadataFile = "metadata.db"
 	// labelResult tells the store which snapshot holds an image's files.
 	labelResult = "roost.run/snapshot"
 	// stepOOMScore makes the kernel kill a step, not the builder.
@@ -126,9 +131,16 @@ func Open(ctx context.Context, o Options) (_ *Engine, err error) {
 	if err := errors.Join(os.MkdirAll(o.Dir, 0o700), os.RemoveAll(e.runc), sweep(filepath.Join(o.Dir, "executor"))); err != nil {
 		return nil, err
 	}
+	_, err = os.Stat(filepath.Join(o.Dir, metadataFile))
+	known := err == nil
 	opt, err := e.workerOptions()
 	if err != nil {
 		return nil, err
+	}
+	if !known { // somebody removed the directory: nobody else gives up what it held
+		if err := forgetCache(ctx, opt.LeaseManager); err != nil {
+			return nil, err
+		}
 	}
 	w, err := base.NewWorker(ctx, opt)
 	if err != nil {
@@ -235,7 +247,7 @@ func (e *Engine) workerOptions() (base.WorkerOpt, error) {
 	if err != nil {
 		return base.WorkerOpt{}, err
 	}
-	md, err := metadata.NewStore(filepath.Join(e.o.Dir, "metadata.db"))
+	md, err := metadata.NewStore(filepath.Join(e.o.Dir, metadataFile))
 	if err != nil {
 		return base.WorkerOpt{}, err
 	}
@@ -275,6 +287,19 @@ func (e *Engine) runtimeCommand() (string, error) {
 		return "", err
 	}
 	return name, os.WriteFile(name, []byte(script), 0o700) //nolint:gosec // it is to be executed
+}
+
+// forgetCache gives up what the layer cache holds in the store.
+func forgetCache(ctx context.Context, lm leases.Manager) error {
+	held, err := lm.List(ctx, fmt.Sprintf("labels.%q", labelCache))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, l := range held {
+		errs = append(errs, lm.Delete(ctx, l))
+	}
+	return errors.Join(errs...)
 }
 
 // sweep removes what steps that were cut off left: a directory each, where
