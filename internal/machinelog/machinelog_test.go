@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -315,6 +316,57 @@ func TestFollow(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// TestFollowWriters: who follows an app sees every line of every writer once,
+// through the rotations of all of them and of those that come later.
+func TestFollowWriters(t *testing.T) {
+	dir := t.TempDir()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	const writers, n = 4, 1500
+	got := make(chan error, 1)
+	go func() {
+		next := map[root.MachineID]int{}
+		end, total := errors.New("all there"), 0
+		err := Tail(ctx, dir, Filter{}, true, func(l Line) error {
+			if want := fmt.Sprintf("line %d", next[l.Machine]); l.Message != want {
+				return fmt.Errorf("of %s: got %q, want %q", l.Machine, l.Message, want)
+			}
+			next[l.Machine]++
+			if total++; total == writers*n {
+				return end
+			}
+			return nil
+		})
+		if errors.Is(err, end) {
+			err = nil
+		}
+		got <- err
+	}()
+	var wg sync.WaitGroup
+	for i := range writers {
+		wg.Go(func() {
+			w, err := Open(dir, root.MachineID(fmt.Sprintf("%014x", i)), 4*minSegment)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			for j := range n {
+				w.Platform(source, fmt.Sprintf("line %d", j))
+			}
+			if w.number < 2 {
+				t.Errorf("writer %d has one segment, want several", i)
+			}
+			if err := w.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if err := <-got; err != nil {
+		t.Error(err)
 	}
 }
 
