@@ -156,9 +156,9 @@ func (h *host) deploy(dir, image string, flags ...string) (instance.Result, erro
 	return h.CLI(h.t.Context(), append([]string{"deploy", dir, "--yes", "--image", image, "--smoke-checks=false"}, flags...)...)
 }
 
-func (h *host) mustDeploy(dir, image string, flags ...string) {
+func (h *host) mustDeploy(dir, image string) {
 	h.t.Helper()
-	if _, err := h.deploy(dir, image, flags...); err != nil {
+	if _, err := h.deploy(dir, image); err != nil {
 		h.t.Fatal(err)
 	}
 }
