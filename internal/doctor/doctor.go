@@ -53,7 +53,7 @@ func Examine(ctx context.Context, c config.Config) []Finding {
 		h.privilege(), h.kernel(), h.cgroups(), h.overlay(), h.runtime(ctx, c.Runtime),
 		h.binary("tini", "/usr/bin/tini-static", "first process of every machine", "apt-get install tini", Fatal),
 		h.ownFigures(),
-		h.swap(c.Swap), h.memory(c), h.goToolchain(), disk(c.Data),
+		h.swap(c.Swap), h.memory(c), h.goToolchain(), disk(c.Data), https(c),
 	}
 	for _, p := range network.Problems(ctx) {
 		f = append(f, Finding{"network", Warn, p.What, p.Mend})

@@ -27,6 +27,9 @@ const (
 	// maxStreams is how many requests an HTTP/2 client may have under way on
 	// one connection; see patience for those it takes back.
 	maxStreams = 250
+	// maxFrame is the least that HTTP/2 allows: what a client may have buffered
+	// here before it says anything of use.
+	maxFrame = 16 << 10
 	// pingAfter finds out whether a silent HTTP/2 client is still there.
 	pingAfter   = 30 * time.Second
 	pingTimeout = 15 * time.Second
@@ -35,7 +38,7 @@ const (
 // http2Config bounds HTTP/2 clients. Heads are bounded by maxHeader, with their
 // CONTINUATION frames (CVE-2023-45288), by net/http itself.
 func http2Config() *http.HTTP2Config {
-	return &http.HTTP2Config{MaxConcurrentStreams: maxStreams, SendPingTimeout: pingAfter, PingTimeout: pingTimeout, WriteByteTimeout: writeTimeout}
+	return &http.HTTP2Config{MaxConcurrentStreams: maxStreams, MaxReadFrameSize: maxFrame, SendPingTimeout: pingAfter, PingTimeout: pingTimeout, WriteByteTimeout: writeTimeout}
 }
 
 // patience with an HTTP/2 connection whose client takes its requests back
