@@ -208,6 +208,23 @@ func (s *Releases) protect(ctx context.Context, app root.AppName, more ...root.D
 
 func protectOwner(app root.AppName) string { return "releases/" + string(app) }
 
+// Regions are those that have hosts, this host's own first.
+func (s *Releases) Regions() []root.Region {
+	var list []root.Region
+	now := s.Catalog.Snapshot()
+	for h := range now.Hosts() {
+		if !slices.Contains(list, h.Region) {
+			list = append(list, h.Region)
+		}
+	}
+	slices.Sort(list)
+	if here := now.Host(s.Host); here != nil {
+		i := slices.Index(list, here.Region)
+		list = slices.Insert(slices.Delete(list, i, i+1), 0, here.Region)
+	}
+	return list
+}
+
 // List returns an app's releases, the newest first.
 func (s *Releases) List(ctx context.Context, a auth.Actor, app root.AppName) ([]root.Release, error) {
 	if _, err := s.app(a, auth.ReleaseRead, app); err != nil {
@@ -251,10 +268,12 @@ func (s *Releases) current(ctx context.Context, app *root.App) (*root.Release, e
 // Events calls f with each event of a release behind the id after, in order;
 // with follow until the last one.
 func (s *Releases) Events(ctx context.Context, a auth.Actor, app root.AppName, version int, after string, follow bool, f func(root.ReleaseEvent) error) error {
-	if _, err := s.Get(ctx, a, app, version); err != nil {
+	r, err := s.Get(ctx, a, app, version)
+	if err != nil {
 		return err
 	}
-	err := s.Store.ReleaseEvents(ctx, app, version, after, follow, func(e root.ReleaseEvent) error {
+	follow = follow && !r.Progress.Status.Final() // the last event came with the status
+	err = s.Store.ReleaseEvents(ctx, app, version, after, follow, func(e root.ReleaseEvent) error {
 		if err := f(e); err != nil {
 			return err
 		}
@@ -561,14 +580,17 @@ func (j *journal) Finish(ctx context.Context, r root.Rollout, status root.Releas
 	p := root.Progress{Status: status, Message: message, StartedAt: j.r.Progress.StartedAt, FinishedAt: j.s.Now().UTC()}
 	j.r.Progress = p
 	j.s.webhook(ctx, j.r, j.Tell)
-	if _, err := j.s.Store.FinishRollout(ctx, j.host, r, p); err != nil {
-		return err
-	}
 	text := fmt.Sprintf("release v%d is %s", r.Version, status)
 	if first, _, _ := strings.Cut(message, "\n"); first != "" { // the rest was told with the step that failed
 		text += ": " + first
 	}
-	j.Tell(root.ReleaseEvent{Step: root.StepEnd, Failed: status != root.ReleaseComplete, Message: text, End: true}) //nolint:contextcheck // it has the rollout's
+	last := root.ReleaseEvent{
+		ID: ulid.Make().String(), At: j.s.Now().UTC(), Step: root.StepEnd, Failed: status != root.ReleaseComplete, Message: text, End: true,
+	}
+	if _, err := j.s.Store.FinishRollout(ctx, j.host, r, p, last); err != nil {
+		return err
+	}
+	j.s.Journal.Log(LogEntry{App: r.App, Provider: LogDeploy, Message: text})
 	return nil
 }
 

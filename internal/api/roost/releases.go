@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"maps"
 	"net/http"
 	"reflect"
@@ -31,6 +32,7 @@ type Releases interface {
 	Events(ctx context.Context, a auth.Actor, app root.AppName, version int, after string, follow bool, f func(root.ReleaseEvent) error) error
 	Rollback(ctx context.Context, a auth.Actor, app root.AppName, version int, o control.Rollback) (*root.Release, []string, error)
 	Cancel(ctx context.Context, a auth.Actor, app root.AppName, version int) error
+	Regions() []root.Region
 }
 
 // releaseRoutes are the rows of releases.
@@ -87,7 +89,7 @@ func (h *handlers) newRelease(r *http.Request, app root.AppName) (n control.NewR
 		}
 		n.Definition = now.Definition
 	}
-	if warnings, err = define(&n); err != nil {
+	if warnings, err = define(&n, h.Releases.Regions()); err != nil {
 		return n, nil, err
 	}
 	if in.Image == "" && len(in.Definition) == 0 && in.Reason == "" {
@@ -96,11 +98,18 @@ func (h *handlers) newRelease(r *http.Request, app root.AppName) (n control.NewR
 	return n, warnings, override(&n.Deploy, &in)
 }
 
-// define fills in what the definition says.
-func define(n *control.NewRelease) (warnings []string, err error) {
+// define fills in what the definition says; regions are those with hosts, this
+// host's first.
+func define(n *control.NewRelease, regions []root.Region) (warnings []string, err error) {
 	c, err := appconfig.Decode(n.Definition)
 	if err != nil {
 		return nil, &root.Error{Kind: root.Invalid, Message: "definition: " + err.Error(), Err: err}
+	}
+	// A file that comes from Fly names a region of Fly's. Apps compare
+	// PRIMARY_REGION with FLY_REGION, so it has to be one that there is.
+	if c.PrimaryRegion != "" && len(regions) > 0 && !slices.Contains(regions, root.Region(c.PrimaryRegion)) {
+		warnings = append(warnings, fmt.Sprintf("primary_region %q: no host is there, %q is used; a host's setting region names its own", c.PrimaryRegion, regions[0]))
+		c.PrimaryRegion = string(regions[0])
 	}
 	if n.Deploy, err = c.Deploy(); err != nil {
 		return nil, err
