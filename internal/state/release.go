@@ -292,10 +292,11 @@ func (s *Store) ShiftRollout(ctx context.Context, host root.HostID, r root.Rollo
 	})
 }
 
-// FinishRollout ends a rollout: the release's progress is final and nothing of
-// the journal is left.
-func (s *Store) FinishRollout(ctx context.Context, host root.HostID, r root.Rollout, p root.Progress) (int64, error) {
+// FinishRollout ends a rollout: the release's progress is final, last is its
+// last event, and nothing of the journal is left.
+func (s *Store) FinishRollout(ctx context.Context, host root.HostID, r root.Rollout, p root.Progress, last root.ReleaseEvent) (int64, error) {
 	rev, err := s.commit(ctx, []condition{ownedBy(r.App, host)},
+		clientv3.OpPut(releaseEventsUnder(r.App, r.Version)+last.ID, encode(fromReleaseEvent(last))),
 		clientv3.OpPut(progressKey(r.App, r.Version), encode(fromProgress(p))),
 		clientv3.OpDelete(rolloutUnder(r.App), clientv3.WithPrefix()))
 	return rev, wrap("finish rollout of "+string(r.App), err)
