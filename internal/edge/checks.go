@@ -47,10 +47,18 @@ func (e *edge) newChecks(o health.CheckerOptions) *checks {
 		}
 	}
 	o.Host = func(app root.AppName) string { return string(app) + "." + e.cfg.Domain }
-	o.Changed = c.tell
+	o.Changed, o.Recorded = c.tell, c.recordedOf
 	c.Checker = health.NewChecker(o)
 	c.sender = report.New(e.control, c.report)
 	return c
+}
+
+// recordedOf are the results of a machine from before this edge.
+func (c *checks) recordedOf(m *root.Machine) []root.CheckResult {
+	if known := c.before[m.Spec.Instance]; known != nil {
+		return known
+	}
+	return health.InStatus(m)
 }
 
 func (c *checks) report(id root.InstanceID) (report.Report, bool) {
@@ -83,11 +91,7 @@ func (c *checks) began(m *root.Machine, keep bool) {
 	}
 	s := health.Subject{Machine: m, Boot: in.boot, Started: in.started}
 	if keep {
-		known := c.before[m.Spec.Instance]
-		if known == nil && m.Status.Instance == m.Spec.Instance {
-			known = m.Status.Checks
-		}
-		for _, r := range known {
+		for _, r := range c.recordedOf(m) {
 			if !r.UpdatedAt.Before(in.started) {
 				s.Known = append(s.Known, r)
 			}

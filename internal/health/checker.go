@@ -88,6 +88,9 @@ type CheckerOptions struct {
 	Inspector Inspector // nil: nobody looks why a port is shut
 	// Host is what probes of an app send as Host unless the check says so.
 	Host func(root.AppName) string
+	// Recorded are the results of a machine's version from before the Checker
+	// was told to Start with it. Nil: those of its status.
+	Recorded func(m *root.Machine) []root.CheckResult
 	// Changed is called, without a lock, after a check's status or the cause
 	// of its failure changed, and when a machine is to be restarted.
 	Changed func(root.MachineID, root.InstanceID)
@@ -316,14 +319,19 @@ func (c *Checker) Gate(m *root.Machine, service int) Gate {
 		return g
 	}
 	// The edge has begun anew and the machine sleeps: what is recorded holds.
+	recorded := c.o.Recorded
+	if recorded == nil {
+		recorded = InStatus
+	}
+	results := recorded(m)
 	g := Gate{}
 	for _, k := range config.NamedChecks() {
 		if !k.Gates(service) {
 			continue
 		}
 		r := root.CheckResult{}
-		if i := slices.IndexFunc(m.Status.Checks, func(r root.CheckResult) bool { return r.Name == k.Name }); i >= 0 && m.Status.Instance == m.Spec.Instance {
-			r = m.Status.Checks[i]
+		if i := slices.IndexFunc(results, func(r root.CheckResult) bool { return r.Name == k.Name }); i >= 0 {
+			r = results[i]
 		}
 		switch {
 		case r.Status == "" && g.State != Shut:
@@ -333,6 +341,14 @@ func (c *Checker) Gate(m *root.Machine, service int) Gate {
 		}
 	}
 	return g
+}
+
+// InStatus are the results that a machine's record has of its version.
+func InStatus(m *root.Machine) []root.CheckResult {
+	if m.Status.Instance != m.Spec.Instance {
+		return nil
+	}
+	return m.Status.Checks
 }
 
 func later(a, b time.Time) time.Time {
