@@ -27,7 +27,9 @@ func newCertsAddCmd(f *factory) *cobra.Command {
 		Use: "add HOSTNAME", Aliases: []string{"create"}, Short: "Make a hostname lead to an app, and obtain a certificate for it", Args: cobra.ExactArgs(1),
 		Long: `Make a hostname lead to an app. For a public name a certificate is obtained by
 ACME (at Let's Encrypt unless the setting acme_ca says otherwise) as soon as the
-name's A and AAAA records lead to this host, and renewed by itself. A private
+name's A and AAAA records lead to this host, and renewed by itself. Where
+the platform's own domain is a public one, an app gets HTTPS for its name there
+in the same way: roost certs add shop.apps.example.com --app shop. A private
 name (shop.lan, shop.internal) gets one of the local authority, which those who
 use it have to trust; see roost certs trust.`,
 		Example: "  roost certs add shop.example.com --app shop\n  roost certs add '*.shop.lan' --app shop",

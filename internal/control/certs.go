@@ -92,14 +92,17 @@ func parseHostname(s string) (string, error) {
 	return root.ParseHostname(star + s)
 }
 
-// hostname parses a name and checks that it can lead to an app.
-func (s *Certs) hostname(text string) (string, error) {
+// hostname parses a name and checks that it can lead to an app. Below the
+// platform's own domain an app has its own name only: adding that is how it
+// gets a certificate where the domain is a public one.
+func (s *Certs) hostname(text string, app root.AppName) (string, error) {
 	name, err := parseHostname(text)
 	if err != nil {
 		return "", err
 	}
-	if rest := strings.TrimPrefix(name, "*."); rest == s.Domain || strings.HasSuffix(rest, "."+s.Domain) {
-		return "", root.Errorf(root.Invalid, "%s is below this platform's own domain %s, where apps answer at <app>.%s by themselves", name, s.Domain, s.Domain)
+	own := string(app) + "." + s.Domain
+	if rest := strings.TrimPrefix(name, "*."); name != own && (rest == s.Domain || strings.HasSuffix(rest, "."+s.Domain)) {
+		return "", root.Errorf(root.Invalid, "%s is below this platform's own domain %s: app %s answers at %s there, and at no other name", name, s.Domain, app, own)
 	}
 	return name, nil
 }
@@ -111,7 +114,7 @@ func (s *Certs) Add(ctx context.Context, a auth.Actor, app root.AppName, hostnam
 	if err != nil {
 		return CertStatus{}, err
 	}
-	name, err := s.hostname(hostname)
+	name, err := s.hostname(hostname, app)
 	if err != nil {
 		return CertStatus{}, err
 	}
@@ -147,7 +150,7 @@ func (s *Certs) Import(ctx context.Context, a auth.Actor, app root.AppName, host
 	if err != nil {
 		return CertStatus{}, err
 	}
-	name, err := s.hostname(hostname)
+	name, err := s.hostname(hostname, app)
 	if err != nil {
 		return CertStatus{}, err
 	}

@@ -91,6 +91,13 @@ func TestAddHostname(t *testing.T) {
 	_, err = w.Certs.Add(ctx, foreign, "shop", "b.example.com")
 	w.want(err, root.Forbidden, "")
 
+	// Its own name below the platform's domain, so that it gets a certificate.
+	st, err = w.Certs.Add(ctx, admin, "other", "other.apps.example.net")
+	w.must(err)
+	if !st.Hostname.ACME {
+		t.Errorf("an app's own name: got %+v, want a certificate to be obtained", st)
+	}
+
 	list, err := w.Certs.List(ctx, reader, "shop")
 	w.must(err)
 	if len(list) != 5 {
