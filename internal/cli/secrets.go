@@ -320,9 +320,16 @@ func (f *factory) deploySecrets(ctx context.Context, c *client.Client, app, desc
 		f.io.Notef("The app has no release: its %s made by API get the secrets when they are updated (`roost machine update --app %s ID`)", plural(len(list), "machine", "machines"), app)
 		return nil
 	}
+	if codeOf(err) == "release_in_progress" {
+		return hintError{err, "the secrets are stored: `roost secrets deploy --app " + app + "` brings them to the machines when that release has ended"}
+	}
 	if err != nil {
 		return err
 	}
+	// Where the app answers is no answer to this command.
+	out := f.io.Out
+	f.io.Out = io.Discard
+	defer func() { f.io.Out = out }()
 	if detach {
 		return f.leave(app, release, false)
 	}

@@ -65,6 +65,7 @@ func keeping(t *testing.T) *api {
 	a.answer("POST /roost/v1/apps/shop/secrets/deploy", 201, client.Release{ID: "01R", App: "shop", Version: 9, Status: "pending"})
 	a.mux.HandleFunc("GET /roost/v1/apps/shop/releases/9/events", func(w http.ResponseWriter, _ *http.Request) {
 		_ = json.NewEncoder(w).Encode(client.ReleaseEvent{ID: "1", Step: "update", Machine: id, Message: "machine is updated: new secrets"})
+		_ = json.NewEncoder(w).Encode(client.ReleaseEvent{ID: "1a", Step: "verify", Message: "it answers", URL: "http://shop.localhost/"})
 		_ = json.NewEncoder(w).Encode(client.ReleaseEvent{ID: "2", Step: "end", Release: &client.Release{Version: 9, Status: "complete"}})
 	})
 	return a
@@ -88,6 +89,9 @@ func TestSecretsSet(t *testing.T) {
 	s.want(t, 0, "A set (digest ", "B set (digest ", "v9", "new secrets")
 	if strings.Contains(s.out+s.err, "canary") {
 		t.Errorf("a value is shown:\n%s%s", s.out, s.err)
+	}
+	if s.out != "" {
+		t.Errorf("the answer: got %q, want nothing", s.out)
 	}
 	var in struct{ Values map[string]string }
 	if err := json.Unmarshal([]byte(a.sent("POST /v1/apps/shop/secrets")), &in); err != nil {
@@ -118,6 +122,16 @@ func TestSecretsStageAndUnset(t *testing.T) {
 	if err := json.Unmarshal([]byte(s.out), &out); err != nil || len(out.Secrets) != 1 || out.Secrets[0].Name != "Z" {
 		t.Errorf("--json: got %s, %v", s.out, err)
 	}
+}
+
+// TestSecretsDuringRelease: what is stored is not lost, and it is said how to
+// go on.
+func TestSecretsDuringRelease(t *testing.T) {
+	a := newAPI(t)
+	a.answer("GET /roost/v1/apps/shop/secrets", 200, exampleSecrets())
+	a.answer("POST /v1/apps/shop/secrets", 200, machines.SecretsReply{})
+	a.answer("POST /roost/v1/apps/shop/secrets/deploy", 409, map[string]string{"error": "release v4 is being rolled out", "status": "release_in_progress"})
+	a.run(t, "secrets", "set", "--app", "shop", "A=1").want(t, exitFailed, "v4 is being rolled out", "the secrets are stored", "roost secrets deploy --app shop")
 }
 
 // TestSecretsWithoutRelease: there is nothing to release, which is no failure.
