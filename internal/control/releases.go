@@ -516,7 +516,8 @@ func (s *Releases) Plan(ctx context.Context, a auth.Actor, app root.AppName, n N
 }
 
 // trim removes releases beyond those that are kept, and the protection of
-// their images.
+// their images. Failures do not push out what could be rolled back to: as many
+// complete releases stay as releases of any end.
 func (s *Releases) trim(ctx context.Context, app root.AppName) error {
 	keep := s.KeepReleases
 	if keep <= 0 {
@@ -526,7 +527,17 @@ func (s *Releases) trim(ctx context.Context, app root.AppName) error {
 	if err != nil {
 		return err
 	}
-	if _, err := s.Store.TrimReleases(ctx, app, keep, now.Release); err != nil {
+	list, err := s.Store.Releases(ctx, app)
+	if err != nil {
+		return err
+	}
+	spare := []int{now.Release}
+	for i := range list { // newest first
+		if list[i].Progress.Status == root.ReleaseComplete && len(spare) <= keep {
+			spare = append(spare, list[i].Version)
+		}
+	}
+	if _, err := s.Store.TrimReleases(ctx, app, keep, spare...); err != nil {
 		return err
 	}
 	return s.protect(ctx, app)

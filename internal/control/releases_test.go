@@ -463,7 +463,7 @@ func TestReleasesAreKept(t *testing.T) {
 	d := newDeployment(t)
 	d.keep = 3
 	d.life("")
-	for i := range 3 {
+	for i := range 5 {
 		d.release(definition(fmt.Sprint("image", i), nil))
 	}
 	for i := range 5 {
@@ -477,13 +477,13 @@ func TestReleasesAreKept(t *testing.T) {
 		versions = append(versions, r.Version)
 	}
 	// Trimmed in the rollout's own time, a moment after its last event.
-	if len(versions) > 5 || !slices.Contains(versions, 3) || versions[0] != 8 {
-		t.Errorf("kept: got %v, want the newest three and v3, which serves", versions)
+	if len(versions) > 7 || !slices.Contains(versions, 3) || !slices.Contains(versions, 5) || slices.Contains(versions, 2) || versions[0] != 10 {
+		t.Errorf("kept: got %v, want the newest three, and v5, v4, v3, which can be gone back to", versions)
 	}
 	d.images.mu.Lock()
 	defer d.images.mu.Unlock()
 	got := d.images.protected["releases/shop"]
-	if !slices.Contains(got, "sha256:image2") || slices.Contains(got, "sha256:image0") || slices.Contains(got, "sha256:image1") {
+	if !slices.Contains(got, "sha256:image2") || !slices.Contains(got, "sha256:image4") || slices.Contains(got, "sha256:image0") || slices.Contains(got, "sha256:image1") {
 		t.Errorf("protected: got %v", got)
 	}
 }
