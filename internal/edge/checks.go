@@ -4,8 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -29,16 +31,16 @@ type checks struct {
 	before  map[root.InstanceID][]root.CheckResult // from the edge before this one
 
 	mu      sync.Mutex
+	untold  map[root.InstanceID]bool          // to be saved, and then reported
 	waiting map[root.InstanceID]chan struct{} // closed at the next change
 }
 
-// saveAfter gathers changes before results are written down: a killed edge
-// loses no more than those of that time.
-const saveAfter = 50 * time.Millisecond
+// savePause is between two writes of the results.
+const savePause = 50 * time.Millisecond
 
 func (e *edge) newChecks(o health.CheckerOptions) *checks {
 	c := &checks{
-		live: e.live, changed: e.probed, waiting: make(map[root.InstanceID]chan struct{}),
+		live: e.live, changed: e.probed, untold: make(map[root.InstanceID]bool), waiting: make(map[root.InstanceID]chan struct{}),
 		log: e.log, file: filepath.Join(e.cfg.Run, "checks.json"), unsaved: make(chan struct{}, 1),
 	}
 	if data, err := os.ReadFile(c.file); err == nil {
@@ -69,13 +71,13 @@ func (c *checks) report(id root.InstanceID) (report.Report, bool) {
 // tell passes on that results changed.
 func (c *checks) tell(m root.MachineID, id root.InstanceID) {
 	c.changed(m, id)
-	c.sender.Changed(id)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.untold[id] = true
 	select {
 	case c.unsaved <- struct{}{}:
 	default:
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	if w := c.waiting[id]; w != nil {
 		close(w)
 		delete(c.waiting, id)
@@ -108,7 +110,8 @@ func (c *checks) began(m *root.Machine, keep bool) {
 }
 
 // save writes results down for the next edge until ctx ends: what the catalog
-// has is older where control was away.
+// has is older where control was away. Only then they are reported, so that no
+// edge knows less than others were told.
 func (c *checks) save(ctx context.Context) error {
 	for {
 		select {
@@ -116,8 +119,16 @@ func (c *checks) save(ctx context.Context) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
-		_ = sleep(ctx, saveAfter) // written all the same
+		c.mu.Lock()
+		ids := slices.Collect(maps.Keys(c.untold))
+		clear(c.untold)
+		c.mu.Unlock()
 		all := make(map[root.InstanceID][]root.CheckResult)
+		for id, results := range c.before { // of those that sleep, or were not taken over yet
+			if _, ok := c.live.get(id); ok {
+				all[id] = results
+			}
+		}
 		for _, id := range c.All() {
 			if r, ok := c.Results(id); ok && len(r.Checks) > 0 {
 				all[id] = r.Checks
@@ -129,6 +140,10 @@ func (c *checks) save(ctx context.Context) error {
 		}
 		if err != nil {
 			c.log.Warn("results of checks are not kept for another edge", "err", err)
+		}
+		c.sender.Changed(ids...)
+		if err := sleep(ctx, savePause); err != nil {
+			return err
 		}
 	}
 }
