@@ -25,6 +25,11 @@ const (
 // ALPN is the protocol in which an authority validates by TLS-ALPN-01 (RFC 8737).
 const ALPN = "acme-tls/1"
 
+// OwnName is what the platform asks its own edges for when only the app behind
+// matters: they have a certificate for it that nobody trusts, whatever else
+// they have. The name leads nowhere (RFC 6761).
+const OwnName = "edge.roost.invalid"
+
 // ErrNoCertificate ends a handshake for a name that nobody has a certificate of.
 var ErrNoCertificate = errors.New("no certificate for this name")
 

@@ -77,6 +77,11 @@ func (c *cluster) Verify(ctx context.Context, r *root.Release, tell rollout.Tell
 		one, end := context.WithTimeout(ctx, askTime)
 		a, err := c.s.Public.Ask(one, r.App, q)
 		end()
+		if plain := plainPort(service); root.IsKind(err, root.Unimplemented) && q.TLS && plain != 0 {
+			// Where nobody listens for HTTPS the edge sends nobody there.
+			q.Port, q.TLS = plain, false
+			continue
+		}
 		if root.IsKind(err, root.Unimplemented) {
 			return "", nil // nobody outside can ask either
 		}
@@ -102,6 +107,17 @@ func (c *cluster) Verify(ctx context.Context, r *root.Release, tell rollout.Tell
 		case <-time.After(pause):
 		}
 	}
+}
+
+// plainPort is the first port on which a service speaks HTTP without TLS, 0 for
+// none.
+func plainPort(s *root.Service) int {
+	for _, p := range s.Ports {
+		if p.HasHandler("http") && !p.HasHandler("tls") {
+			return p.Port
+		}
+	}
+	return 0
 }
 
 // unanswered says why an app is not reached.

@@ -14,6 +14,7 @@ import (
 	"syscall"
 
 	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/internal/certs"
 	"github.com/roost-run/roost/internal/config"
 	"github.com/roost-run/roost/internal/control"
 	"github.com/roost-run/roost/internal/orders"
@@ -66,7 +67,7 @@ func (p public) Ask(ctx context.Context, app root.AppName, q control.PublicQuest
 			DisableKeepAlives: true,
 			DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return d.DialContext(ctx, "tcp", addr) },
 			// Whether the app answers is asked, not who vouches for its name.
-			TLSClientConfig: &tls.Config{InsecureSkipVerify: true, ServerName: host, MinVersion: tls.VersionTLS12},
+			TLSClientConfig: &tls.Config{InsecureSkipVerify: true, ServerName: certs.OwnName, MinVersion: tls.VersionTLS12},
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}

@@ -346,6 +346,13 @@ func TestHandshakes(t *testing.T) {
 	if _, err := w.dialTLS(t, ""); err == nil {
 		t.Error("no name: got a connection, want none")
 	}
+	// The platform itself is answered for a name of its own.
+	own := tls.Dialer{Config: &tls.Config{ServerName: certs.OwnName, InsecureSkipVerify: true}}
+	if c, err := own.DialContext(t.Context(), "tcp", w.tls); err != nil {
+		t.Errorf("%s: %v", certs.OwnName, err)
+	} else {
+		_ = c.Close()
+	}
 	// ... unless the port says default_self_signed.
 	d := tls.Dialer{Config: &tls.Config{ServerName: "public.example.com", InsecureSkipVerify: true}}
 	c, err := d.DialContext(t.Context(), "tcp", w.tls)

@@ -67,6 +67,9 @@ func (s *Server) pick(h *tls.ClientHelloInfo, o root.TLSOptions) (*tls.Certifica
 		}
 		return nil, fmt.Errorf("%w: the client named none", certs.ErrNoCertificate)
 	}
+	if certs.Normal(h.ServerName) == certs.OwnName {
+		return s.SelfSigned(certs.OwnName)
+	}
 	c, err := s.Certificate(h.ServerName)
 	if err != nil && o.DefaultSelfSigned {
 		return s.SelfSigned(h.ServerName)
