@@ -47,6 +47,7 @@ func TargetOf(r *root.Release, g *root.Group, m *root.Machine) Target {
 	}
 	delete(c.Metadata, root.MetadataCanary)
 	delete(c.Metadata, root.MetadataBlueGreenTag)
+	delete(c.Metadata, MetadataBlue)
 	c.Metadata[root.MetadataPlatform] = root.PlatformManaged
 	c.Metadata[root.MetadataProcessGroup] = g.Name
 	c.Metadata[root.MetadataReleaseID] = string(r.ID)
@@ -79,6 +80,7 @@ func plain(metadata map[string]string) {
 	delete(metadata, root.MetadataReleaseID)
 	delete(metadata, root.MetadataReleaseVersion)
 	delete(metadata, root.MetadataBlueGreenTag)
+	delete(metadata, MetadataBlue)
 }
 
 // normal makes configs comparable: a stored one has nil where another has an

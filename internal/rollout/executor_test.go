@@ -201,6 +201,23 @@ func TestBlueGreen(t *testing.T) {
 		t.Errorf("machines (-want +got):\n%s", diff)
 	}
 	w.expect(t)
+	// What marks a green is nothing that a later release would change.
+	next := *r
+	next.Version, next.Deploy.Strategy = 3, root.StrategyRolling
+	p, err := Make(&next, w.list(), root.Rollout{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(p.Updates) == 0 {
+		t.Error("the same again: nothing is planned")
+	}
+	for _, l := range p.Updates {
+		for _, s := range l.Steps {
+			if s.Action != Keep {
+				t.Errorf("the same again: got %s of %s (%s), want keep", s.Action, s.Machine, s.Why)
+			}
+		}
+	}
 }
 
 // Every crash at every point, in each strategy, for a release that works and
