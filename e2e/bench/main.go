@@ -27,7 +27,7 @@ import (
 func main() {
 	binary := flag.String("roost", "bin/roost", "the binary to measure")
 	document := flag.String("write", "docs/benchmarks.md", "the document to write to; \"\" for none")
-	only := flag.String("only", "", "measure only these, with commas between: proxying,replay,django,cold,build,idle")
+	only := flag.String("only", "", "measure only these, with commas between: proxying,replay,django,cold,build,deploy,idle")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -58,7 +58,7 @@ func run(ctx context.Context, binary, document, only string) (err error) {
 	}{
 		{
 			[]string{"--reclaim-after=1h", "--swap=file:2GB"}, // memory is given back when the measurement says so
-			[]measurement{{"proxying", (*world).proxying}, {"replay", (*world).replay}, {"django", (*world).django}, {"cold", (*world).cold}, {"build", (*world).build}},
+			[]measurement{{"proxying", (*world).proxying}, {"replay", (*world).replay}, {"django", (*world).django}, {"cold", (*world).cold}, {"build", (*world).build}, {"deploy", (*world).deploy}},
 		},
 		// A fresh platform: what an earlier measurement left in its heap is not idle.
 		{[]string{"--reclaim-after=1h", "--swap=file:2GB"}, []measurement{{"idle", (*world).idle}}},
