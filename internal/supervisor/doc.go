@@ -3,7 +3,9 @@
 // namespace, opens every public socket, starts and restarts edge, control and
 // builder, is the parent of every machine, runs the OCI runtime, carries the
 // machines' output to their logs and keeps the journal of intents and exits.
-// Its socket takes the orders of package orders.
+// Its socket takes the orders of package orders. It runs lxcfs where the
+// host does not, so that machines see their own figures, and answers their
+// swapon (runtime/swapon).
 //
 // It has no rules: which machine runs where, what an app is, who may do what,
 // images and the store are other packages' and other processes' business.
