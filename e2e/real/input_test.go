@@ -277,3 +277,26 @@ func TestTokens(t *testing.T) {
 		t.Errorf("a token of another organisation: got %d, want 403", got)
 	}
 }
+
+// TestInternalPaths: what the platform's processes tell each other, private
+// keys included, is nobody else's, however the path is written.
+func TestInternalPaths(t *testing.T) {
+	t.Parallel()
+	r, err := in.CLI(t.Context(), "token", "create", "org", "--json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var created struct{ Token string }
+	if err := json.Unmarshal([]byte(r.Stdout), &created); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{"/internal/certs", "/%69nternal/certs", "/internal/catalog", "/internal/checks", "/internal/acme/http?host=a&token=b"} {
+		for _, token := range []string{"", created.Token} {
+			for _, method := range []string{http.MethodGet, http.MethodPost} {
+				if status, body := raw(t, method, path, token, "[]"); status != http.StatusNotFound {
+					t.Errorf("%s %s: got %d, want 404: %s", method, path, status, body)
+				}
+			}
+		}
+	}
+}

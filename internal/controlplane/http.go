@@ -15,17 +15,34 @@ import (
 	"github.com/roost-run/roost/internal/registry"
 )
 
-// handler is all of control.sock: the edge's own paths, the registry, and the
-// API for everything else.
+// handler is all of control.sock: the platform's own paths, the registry, and
+// the API for everything else.
 func (p *process) handler() http.Handler {
-	mux := http.NewServeMux()
-	mux.Handle("GET "+feed.Path, feed.Handler(p.catalog))
-	p.certs.Register(mux)
-	mux.Handle("POST "+report.Path, report.Handler(p.agent.Report))
-	mux.Handle("/internal/", http.NotFoundHandler())
-	mux.Handle("/v2/", registry.Handler(p.images, p.authorizeRepository, p.log))
-	mux.Handle("/", p.api())
-	return mux
+	public := http.NewServeMux()
+	public.Handle("/v2/", registry.Handler(p.images, p.authorizeRepository, p.log))
+	public.Handle("/", p.api())
+	internal := http.NewServeMux()
+	internal.Handle("GET "+feed.Path, feed.Handler(p.catalog))
+	p.certs.Register(internal)
+	internal.Handle("POST "+report.Path, report.Handler(p.agent.Report))
+	internal.Handle("/internal/", http.NotFoundHandler())
+	internal.Handle("/", public)
+	return apart(internal, public)
+}
+
+// apart keeps the platform's own paths, which ask for no token and answer with
+// private keys and everybody's configuration, from requests that the edge only
+// passes on. It marks those, and lets no client's mark through; all come over
+// the same socket from the same user. The mark counts and not the path, which
+// can be written in many ways.
+func apart(internal, public http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, passedOn := r.Header[route.HeaderFront]; passedOn {
+			public.ServeHTTP(w, r)
+			return
+		}
+		internal.ServeHTTP(w, r)
+	})
 }
 
 // authorizeRepository says whether a request may pull from or push to a
