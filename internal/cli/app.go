@@ -57,14 +57,10 @@ func newAppListCmd(f *factory) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if asJSON {
-				return f.io.JSON(apps)
-			}
-			rows := make([][]string, 0, len(apps))
-			for _, a := range apps {
-				rows = append(rows, []string{a.Name, a.Organization.Slug, a.Status, strconv.Itoa(a.MachineCount), a.Network})
-			}
-			return f.table("No apps in organisation "+org+" yet; `roost app create NAME` makes one", []string{"name", "organisation", "status", "machines", "network"}, rows)
+			return printList(f, asJSON, apps, "No apps in organisation "+org+" yet; `roost app create NAME` makes one",
+				[]string{"name", "organisation", "status", "machines", "network"}, func(a machines.App) []string {
+					return []string{a.Name, a.Organization.Slug, a.Status, strconv.Itoa(a.MachineCount), a.Network}
+				})
 		},
 	}
 	cmd.Flags().StringVarP(&org, "org", "o", string(root.DefaultOrg), "organisation")

@@ -34,11 +34,7 @@ name (shop.lan, shop.internal) gets one of the local authority, which those who
 use it have to trust; see roost certs trust.`,
 		Example: "  roost certs add shop.example.com --app shop\n  roost certs add '*.shop.lan' --app shop",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			app, err := f.appName()
-			if err != nil {
-				return err
-			}
-			c, err := f.client()
+			app, c, err := f.target()
 			if err != nil {
 				return err
 			}
@@ -99,11 +95,7 @@ func newCertsListCmd(f *factory) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "list", Aliases: []string{"ls"}, Short: "List an app's hostnames", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			app, err := f.appName()
-			if err != nil {
-				return err
-			}
-			c, err := f.client()
+			app, c, err := f.target()
 			if err != nil {
 				return err
 			}
@@ -111,14 +103,10 @@ func newCertsListCmd(f *factory) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if asJSON {
-				return f.io.JSON(append([]machines.CertificateSummary{}, list...))
-			}
-			rows := make([][]string, 0, len(list))
-			for _, s := range list {
-				rows = append(rows, []string{s.Hostname, s.Status, certificateSource(s.HasCustomCertificate, s.HasFlyCertificate, s.Private), f.io.Time(s.CreatedAt)})
-			}
-			return f.table("App "+app+" has no hostnames of its own yet; `roost certs add HOSTNAME` gives it one", []string{"hostname", "status", "certificate", "added"}, rows)
+			return printList(f, asJSON, list, "App "+app+" has no hostnames of its own yet; `roost certs add HOSTNAME` gives it one",
+				[]string{"hostname", "status", "certificate", "added"}, func(s machines.CertificateSummary) []string {
+					return []string{s.Hostname, s.Status, certificateSource(s.HasCustomCertificate, s.HasFlyCertificate, s.Private), f.io.Time(s.CreatedAt)}
+				})
 		},
 	}
 	return f.onApp(jsonFlag(cmd, &asJSON))
@@ -163,11 +151,7 @@ func newCertsCheckCmd(f *factory) *cobra.Command {
 var errUnsound = errors.New("HTTPS does not work for this hostname yet")
 
 func (f *factory) showCertificate(ctx context.Context, hostname string, asJSON bool, ask func(*client.Client, context.Context, string, string) (machines.Certificate, error), judge bool) error {
-	app, err := f.appName()
-	if err != nil {
-		return err
-	}
-	c, err := f.client()
+	app, c, err := f.target()
 	if err != nil {
 		return err
 	}
@@ -293,11 +277,7 @@ func newCertsRemoveCmd(f *factory) *cobra.Command {
 		Use: "remove HOSTNAME", Aliases: []string{"delete", "rm"}, Short: "Take a hostname away from an app, with its certificates", Args: cobra.ExactArgs(1),
 		Example: "  roost certs remove shop.example.com --app shop --yes",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			app, err := f.appName()
-			if err != nil {
-				return err
-			}
-			c, err := f.client()
+			app, c, err := f.target()
 			if err != nil {
 				return err
 			}

@@ -29,11 +29,7 @@ func newChecksListCmd(f *factory) *cobra.Command {
 		Long:    "List the health checks of an app's machines, with what each said last. The status of a\nmachine that is suspended or stopped is the one from before.",
 		Example: "  roost checks list --app shop",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			app, err := f.appName()
-			if err != nil {
-				return err
-			}
-			c, err := f.client()
+			app, c, err := f.target()
 			if err != nil {
 				return err
 			}
@@ -49,14 +45,10 @@ func newChecksListCmd(f *factory) *cobra.Command {
 					}
 				}
 			}
-			if asJSON {
-				return f.io.JSON(found)
-			}
-			rows := make([][]string, 0, len(found))
-			for _, r := range found {
-				rows = append(rows, []string{r.Name, r.Status.Status, r.Machine, string(r.State), f.io.Time(r.UpdatedAt), r.Output})
-			}
-			return f.table("No results of health checks; checks stand in the services of fly.toml", []string{"check", "status", "machine", "state", "since", "output"}, rows)
+			return printList(f, asJSON, found, "No results of health checks; checks stand in the services of fly.toml",
+				[]string{"check", "status", "machine", "state", "since", "output"}, func(r checkRow) []string {
+					return []string{r.Name, r.Status.Status, r.Machine, string(r.State), f.io.Time(r.UpdatedAt), r.Output}
+				})
 		},
 	}
 	cmd.Flags().StringVar(&name, "check-name", "", "only the check with this name")

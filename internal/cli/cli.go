@@ -192,6 +192,15 @@ func (f *factory) appName() (string, error) {
 	return name, nil
 }
 
+// target is what most commands begin with: the app they are about, and the API.
+func (f *factory) target() (app string, c *client.Client, err error) {
+	if app, err = f.appName(); err != nil {
+		return "", nil, err
+	}
+	c, err = f.client()
+	return app, c, err
+}
+
 // namedApp is the app that was named, "" none: FLY_APP is flyctl's variable.
 func (f *factory) namedApp() string {
 	return first(f.app, os.Getenv("ROOST_APP"), os.Getenv("FLY_APP"))
@@ -225,6 +234,19 @@ func (f *factory) table(none string, header []string, rows [][]string) error {
 		return nil
 	}
 	return f.io.Table(header, rows)
+}
+
+// printList prints what a command found: as JSON, or as table does, with a row
+// for each.
+func printList[T any](f *factory, asJSON bool, found []T, none string, header []string, row func(T) []string) error {
+	if asJSON {
+		return f.io.JSON(append([]T{}, found...)) // none are [], not null
+	}
+	rows := make([][]string, 0, len(found))
+	for _, v := range found {
+		rows = append(rows, row(v))
+	}
+	return f.table(none, header, rows)
 }
 
 // group is a command that only holds others.

@@ -160,11 +160,7 @@ func (f *factory) someConfig(ctx context.Context, path string, local bool) (*app
 		}
 		return file.config, file.usable(f, "mend it first")
 	}
-	app, err := f.appName()
-	if err != nil {
-		return nil, err
-	}
-	c, err := f.client()
+	app, c, err := f.target()
 	if err != nil {
 		return nil, err
 	}
@@ -182,11 +178,7 @@ only when you say so. Comments are not part of a release.`,
 		Example: "  roost config save --app shop",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			to := first(path, appconfig.Names[0])
-			app, err := f.appName()
-			if err != nil {
-				return err
-			}
-			c, err := f.client()
+			app, c, err := f.target()
 			if err != nil {
 				return err
 			}
@@ -271,11 +263,7 @@ func newConfigEnvCmd(f *factory) *cobra.Command {
 				all["PRIMARY_REGION"] = variable{Name: "PRIMARY_REGION", Value: config.PrimaryRegion}
 			}
 			if !local && path == "" {
-				app, err := f.appName()
-				if err != nil {
-					return err
-				}
-				c, err := f.client()
+				app, c, err := f.target()
 				if err != nil {
 					return err
 				}

@@ -59,11 +59,7 @@ for it from the release's image, with the app's environment and secrets. Nothing
 served there. The machine is destroyed at the end, also when the connection is lost.`,
 		Example: "  roost console --app shop\n  roost console --app shop -C 'python manage.py shell'",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			app, err := f.appName()
-			if err != nil {
-				return err
-			}
-			c, err := f.client()
+			app, c, err := f.target()
 			if err != nil {
 				return err
 			}
@@ -105,11 +101,7 @@ func newSSHConsoleCmd(f *factory) *cobra.Command {
 that is suspended, which is woken. No ssh is involved: the session goes through the API.`,
 		Example: "  roost ssh console --app shop\n  roost ssh console --app shop -C 'ls -l /app'\n  roost ssh console --app shop --machine 148e1234c56789",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			app, err := f.appName()
-			if err != nil {
-				return err
-			}
-			c, err := f.client()
+			app, c, err := f.target()
 			if err != nil {
 				return err
 			}

@@ -24,11 +24,7 @@ func newMachineExecCmd(f *factory) *cobra.Command {
 			"  roost machine exec --app shop --tty 148e1234c56789 sh",
 		Args: cobra.MinimumNArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			app, err := f.appName()
-			if err != nil {
-				return err
-			}
-			c, err := f.client()
+			app, c, err := f.target()
 			if err != nil {
 				return err
 			}

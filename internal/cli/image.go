@@ -29,23 +29,19 @@ func newImageListCmd(f *factory) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if asJSON {
-				return f.io.JSON(images)
-			}
-			rows := make([][]string, 0, len(images))
-			for _, i := range images {
-				name, _, _ := strings.Cut(i.Ref, "@")
-				used := ""
-				if i.InUse {
-					used = "in use"
-				}
-				digest := i.Digest
-				if f.io.OutTTY && len(digest) > shortDigest {
-					digest = digest[:shortDigest]
-				}
-				rows = append(rows, []string{name, digest, fmt.Sprintf("%.1f MB", mb(i.Size)), f.io.Time(i.CreatedAt), used})
-			}
-			return f.table("No images yet; `roost image build`, `load` and `pull` get them", []string{"image", "digest", "size", "created", ""}, rows)
+			return printList(f, asJSON, images, "No images yet; `roost image build`, `load` and `pull` get them",
+				[]string{"image", "digest", "size", "created", ""}, func(i client.Image) []string {
+					name, _, _ := strings.Cut(i.Ref, "@")
+					used := ""
+					if i.InUse {
+						used = "in use"
+					}
+					digest := i.Digest
+					if f.io.OutTTY && len(digest) > shortDigest {
+						digest = digest[:shortDigest]
+					}
+					return []string{name, digest, fmt.Sprintf("%.1f MB", mb(i.Size)), f.io.Time(i.CreatedAt), used}
+				})
 		},
 	}
 	return jsonFlag(cmd, &asJSON)

@@ -123,11 +123,7 @@ func machineVerb(f *factory, use, short string, act func(ctx context.Context, c 
 		Example: "  roost machine " + use + " --app shop 148e1234c56789",
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, ids []string) error {
-			app, err := f.appName()
-			if err != nil {
-				return err
-			}
-			c, err := f.client()
+			app, c, err := f.target()
 			if err != nil {
 				return err
 			}
@@ -252,11 +248,7 @@ func newMachineListCmd(f *factory) *cobra.Command {
 		Use: "list", Aliases: []string{"ls"}, Short: "List an app's machines", Args: cobra.NoArgs,
 		Example: "  roost machine list --app shop",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			app, err := f.appName()
-			if err != nil {
-				return err
-			}
-			c, err := f.client()
+			app, c, err := f.target()
 			if err != nil {
 				return err
 			}
@@ -311,11 +303,7 @@ func newMachineStatusCmd(f *factory) *cobra.Command {
 		Use: "status ID", Aliases: []string{"show"}, Short: "Show one machine and its history", Args: cobra.ExactArgs(1),
 		Example: "  roost machine status --app shop 148e1234c56789",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			app, err := f.appName()
-			if err != nil {
-				return err
-			}
-			c, err := f.client()
+			app, c, err := f.target()
 			if err != nil {
 				return err
 			}

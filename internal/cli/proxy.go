@@ -38,11 +38,7 @@ that can be woken. A machine is kept awake while connections are open.`,
 				}
 				f.app = first(app, f.app)
 			}
-			app, err := f.appName()
-			if err != nil {
-				return err
-			}
-			c, err := f.client()
+			app, c, err := f.target()
 			if err != nil {
 				return err
 			}

@@ -35,11 +35,7 @@ func newReleaseListCmd(f *factory) *cobra.Command {
 		Use: "list", Aliases: []string{"ls"}, Short: "List an app's releases, the newest first", Args: cobra.NoArgs,
 		Example: "  roost releases\n  roost releases list --app shop --json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			app, err := f.appName()
-			if err != nil {
-				return err
-			}
-			c, err := f.client()
+			app, c, err := f.target()
 			if err != nil {
 				return err
 			}
@@ -47,20 +43,14 @@ func newReleaseListCmd(f *factory) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if asJSON {
-				return f.io.JSON(releases)
-			}
-			rows := make([][]string, 0, len(releases))
-			for i := range releases {
-				rows = append(rows, f.releaseRow(&releases[i]))
-			}
-			return f.table("No releases yet; `roost deploy` makes one", []string{"version", "status", "description", "by", "image", "when"}, rows)
+			return printList(f, asJSON, releases, "No releases yet; `roost deploy` makes one",
+				[]string{"version", "status", "description", "by", "image", "when"}, f.releaseRow)
 		},
 	}
 	return f.onApp(jsonFlag(cmd, &asJSON))
 }
 
-func (f *factory) releaseRow(r *client.Release) []string {
+func (f *factory) releaseRow(r client.Release) []string {
 	status := r.Status
 	if r.Current {
 		status += " (serves)"
@@ -98,7 +88,7 @@ func newReleaseShowCmd(f *factory) *cobra.Command {
 				}{r, events})
 			}
 			rows := [][]string{
-				{"version", "v" + strconv.Itoa(r.Version)}, {"status", f.releaseRow(&r)[1]}, {"image", r.Image}, {"strategy", r.Strategy},
+				{"version", "v" + strconv.Itoa(r.Version)}, {"status", f.releaseRow(r)[1]}, {"image", r.Image}, {"strategy", r.Strategy},
 				{"process groups", strings.Join(r.Groups, ", ")}, {"reason", r.Reason}, {"description", r.Description}, {"by", r.Author}, {"created", f.io.Time(r.CreatedAt)},
 			}
 			if !r.FinishedAt.IsZero() && !r.StartedAt.IsZero() {

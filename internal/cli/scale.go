@@ -200,11 +200,7 @@ func newScaleMemoryCmd(f *factory) *cobra.Command {
 }
 
 func (f *factory) resize(ctx context.Context, in client.ScaleSize) error {
-	app, err := f.appName()
-	if err != nil {
-		return err
-	}
-	c, err := f.client()
+	app, c, err := f.target()
 	if err != nil {
 		return err
 	}
@@ -228,11 +224,7 @@ func newScaleShowCmd(f *factory) *cobra.Command {
 		Use: "show", Aliases: []string{"list"}, Short: "Show how many machines there are, and how large they are", Args: cobra.NoArgs,
 		Example: "  roost scale show --app shop",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			app, err := f.appName()
-			if err != nil {
-				return err
-			}
-			c, err := f.client()
+			app, c, err := f.target()
 			if err != nil {
 				return err
 			}
@@ -240,18 +232,14 @@ func newScaleShowCmd(f *factory) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if asJSON {
-				return f.io.JSON(sizes)
-			}
-			rows := make([][]string, 0, len(sizes))
-			for _, s := range sizes {
-				var regions []string
-				for _, r := range slices.Sorted(maps.Keys(s.Regions)) {
-					regions = append(regions, fmt.Sprintf("%s(%d)", r, s.Regions[r]))
-				}
-				rows = append(rows, []string{s.Group, strconv.Itoa(s.Count), s.CPUKind, strconv.Itoa(s.CPUs), fmt.Sprintf("%d MB", s.MemoryMB), strings.Join(regions, ",")})
-			}
-			return f.table("No machines of a release; `roost deploy` makes them", []string{"group", "count", "cpu kind", "cpus", "memory", "regions"}, rows)
+			return printList(f, asJSON, sizes, "No machines of a release; `roost deploy` makes them",
+				[]string{"group", "count", "cpu kind", "cpus", "memory", "regions"}, func(s client.GroupSize) []string {
+					var regions []string
+					for _, r := range slices.Sorted(maps.Keys(s.Regions)) {
+						regions = append(regions, fmt.Sprintf("%s(%d)", r, s.Regions[r]))
+					}
+					return []string{s.Group, strconv.Itoa(s.Count), s.CPUKind, strconv.Itoa(s.CPUs), fmt.Sprintf("%d MB", s.MemoryMB), strings.Join(regions, ",")}
+				})
 		},
 	}
 	return f.onApp(jsonFlag(cmd, &asJSON))
@@ -265,11 +253,7 @@ func newAppRestartCmd(f *factory) *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name := first(append(args, f.app, os.Getenv("ROOST_APP"))...)
 			f.app = name
-			app, err := f.appName()
-			if err != nil {
-				return err
-			}
-			c, err := f.client()
+			app, c, err := f.target()
 			if err != nil {
 				return err
 			}

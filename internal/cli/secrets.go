@@ -203,11 +203,7 @@ func newSecretsUnsetCmd(f *factory) *cobra.Command {
 // changeSecrets stores the change and, unless it is only staged, brings it to
 // the machines.
 func (f *factory) changeSecrets(ctx context.Context, values machines.SecretValues, o secretChange) error {
-	app, err := f.appName()
-	if err != nil {
-		return err
-	}
-	c, err := f.client()
+	app, c, err := f.target()
 	if err != nil {
 		return err
 	}
@@ -291,11 +287,7 @@ func newSecretsDeployCmd(f *factory) *cobra.Command {
 		Use: "deploy", Short: "Bring staged secrets to the machines", Args: cobra.NoArgs,
 		Example: "  roost secrets deploy --app shop",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			app, err := f.appName()
-			if err != nil {
-				return err
-			}
-			c, err := f.client()
+			app, c, err := f.target()
 			if err != nil {
 				return err
 			}
@@ -342,11 +334,7 @@ func newSecretsListCmd(f *factory) *cobra.Command {
 		Use: "list", Aliases: []string{"ls"}, Short: "List secrets: names, digests, times; never values", Args: cobra.NoArgs,
 		Example: "  roost secrets list --app shop",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			app, err := f.appName()
-			if err != nil {
-				return err
-			}
-			c, err := f.client()
+			app, c, err := f.target()
 			if err != nil {
 				return err
 			}

@@ -21,11 +21,7 @@ func newStatusCmd(f *factory) *cobra.Command {
 			if name := first(f.app, os.Getenv("ROOST_APP")); name == "" {
 				return f.hostStatus(cmd, asJSON)
 			}
-			name, err := f.appName()
-			if err != nil {
-				return err
-			}
-			c, err := f.client()
+			name, c, err := f.target()
 			if err != nil {
 				return err
 			}

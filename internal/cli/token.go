@@ -79,18 +79,14 @@ func newTokenListCmd(f *factory) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if asJSON {
-				return f.io.JSON(tokens)
-			}
-			rows := make([][]string, 0, len(tokens))
-			for _, t := range tokens {
-				expires := "never"
-				if t.ExpiresAt != nil {
-					expires = t.ExpiresAt.UTC().Format(time.RFC3339)
-				}
-				rows = append(rows, []string{t.ID, t.Name, t.Scope, t.Org, t.App, f.io.Time(t.CreatedAt), expires})
-			}
-			return f.table("No tokens; `roost token create` issues one", []string{"id", "name", "scope", "organisation", "app", "created", "expires"}, rows)
+			return printList(f, asJSON, tokens, "No tokens; `roost token create` issues one",
+				[]string{"id", "name", "scope", "organisation", "app", "created", "expires"}, func(t client.Token) []string {
+					expires := "never"
+					if t.ExpiresAt != nil {
+						expires = t.ExpiresAt.UTC().Format(time.RFC3339)
+					}
+					return []string{t.ID, t.Name, t.Scope, t.Org, t.App, f.io.Time(t.CreatedAt), expires}
+				})
 		},
 	}
 	cmd.Flags().StringVarP(&org, "org", "o", "", "organisation (default: yours)")
