@@ -220,29 +220,6 @@ func (c *Client) Call(ctx context.Context, method, path string, in, out any) err
 	return nil
 }
 
-// Follow calls f with each value of a streamed reply until the stream ends,
-// ctx is done or f fails.
-func Follow[T any](ctx context.Context, c *Client, path string, f func(T) error) error {
-	resp, err := c.do(ctx, http.MethodGet, path, nil)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	dec := json.NewDecoder(resp.Body)
-	for {
-		var v T
-		if err := dec.Decode(&v); err != nil {
-			if errors.Is(err, io.EOF) {
-				return root.Errorf(root.Unavailable, "the stream %s ended", path)
-			}
-			return fmt.Errorf("follow %s: %w", path, err)
-		}
-		if err := f(v); err != nil {
-			return err
-		}
-	}
-}
-
 func (c *Client) do(ctx context.Context, method, path string, in any) (*http.Response, error) {
 	var body io.Reader
 	if in != nil {

@@ -14,7 +14,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"math/rand/v2"
 	"net/http"
 	"os"
 	"time"
@@ -127,13 +126,9 @@ type Options struct {
 	Connected func(bool)
 }
 
-const (
-	minPause = 50 * time.Millisecond
-	maxPause = time.Second
-	// saveAfter is how long the file may lag behind: a burst of changes makes
-	// one write.
-	saveAfter = time.Second
-)
+// saveAfter is how long the file may lag behind: a burst of changes makes one
+// write.
+const saveAfter = time.Second
 
 // Load brings the last state in File into the catalog. A file that is missing,
 // torn or of another version is no error: it is ignored, with a warning, and
@@ -171,22 +166,9 @@ func Run(ctx context.Context, o Options) error {
 		o.save(ctx)
 	}()
 	defer func() { <-saved }()
-	pause := minPause
-	for {
-		err := o.follow(ctx, func() { pause = minPause })
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
+	return ipc.KeepUp(ctx, func(works func()) error { return o.follow(ctx, works) }, func(err error) {
 		o.Log.Debug("catalog feed lost, connecting again", "err", err)
-		timer := time.NewTimer(pause/2 + rand.N(pause/2))
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return context.Cause(ctx)
-		}
-		pause = min(2*pause, maxPause)
-	}
+	})
 }
 
 // follow reads one connection's stream to its end.

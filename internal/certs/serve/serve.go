@@ -18,7 +18,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"maps"
-	"math/rand/v2"
 	"net/http"
 	"net/url"
 	"os"
@@ -223,11 +222,6 @@ func (s *Server) Expiry() (n int, first time.Time) {
 	return n, first
 }
 
-const (
-	minPause = 50 * time.Millisecond
-	maxPause = time.Second
-)
-
 // Load brings back the last state in the file. One that cannot be read is
 // ignored, with a warning: control sends everything again.
 func (s *Server) Load() {
@@ -255,22 +249,9 @@ func (s *Server) Load() {
 // Run keeps the certificates as control's are, connecting again for ever,
 // until ctx ends; it returns the cause.
 func (s *Server) Run(ctx context.Context) error {
-	pause := minPause
-	for {
-		err := s.follow(ctx, func() { pause = minPause })
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
+	return ipc.KeepUp(ctx, func(works func()) error { return s.follow(ctx, works) }, func(err error) {
 		s.o.Log.Debug("certificate feed lost, connecting again", "err", err)
-		timer := time.NewTimer(pause/2 + rand.N(pause/2))
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return context.Cause(ctx)
-		}
-		pause = min(2*pause, maxPause)
-	}
+	})
 }
 
 func (s *Server) follow(ctx context.Context, works func()) error {
