@@ -68,8 +68,8 @@ func Run(ctx context.Context, runDir string) error {
 	}
 	o := options{
 		Dir: filepath.Join(cfg.Data, "builder"), Store: cfg.StoreSocket(),
-		Registry: "registry." + cfg.Domain, Idle: idleTimeout, Slots: cfg.Builds, Log: cfg.Logger(os.Stderr, "builder"),
-		BuildKit: buildkit.Options{Runtime: cfg.Runtime, CgroupParent: path.Join("/", cfg.CgroupParent(), groupName), Cache: cfg.BuildCache, Memory: cfg.BuildMemory},
+		Registry: cfg.RegistryName(), Idle: idleTimeout, Slots: cfg.Builds, Log: cfg.Logger(os.Stderr, "builder"),
+		BuildKit: buildkit.Options{Addresses: cfg.RegistryAddresses(), Runtime: cfg.Runtime, CgroupParent: path.Join("/", cfg.CgroupParent(), groupName), Cache: cfg.BuildCache, Memory: cfg.BuildMemory},
 	}
 	if own { // the server started this process: there are a network and a control group of builds
 		o.BuildKit.Nameservers = []string{network.GatewayIPv4}

@@ -5,6 +5,7 @@
 package config
 
 import (
+	"net"
 	"net/netip"
 	"path/filepath"
 	"strings"
@@ -142,6 +143,19 @@ func (c *Config) RouterNamespace() string { return filepath.Join(c.Run, "netns",
 
 // BuildsNamespace is the file that builds' network namespace is bound to.
 func (c *Config) BuildsNamespace() string { return filepath.Join(c.Run, "netns", "builds") }
+
+// RegistryName is how images in the registry of this platform are named.
+func (c *Config) RegistryName() string { return "registry." + c.Domain }
+
+// RegistryAddresses are where else people on this host reach that registry,
+// which is behind the API's address: an image has these names, too.
+func (c *Config) RegistryAddresses() []string {
+	_, port, err := net.SplitHostPort(c.API)
+	if err != nil {
+		return nil // no address: there is only the unix socket
+	}
+	return []string{c.API, net.JoinHostPort("127.0.0.1", port), net.JoinHostPort("localhost", port)}
+}
 
 // BuildsReach are the networks of BuildReach, which has been checked.
 func (c *Config) BuildsReach() []netip.Prefix {

@@ -3,7 +3,6 @@ package controlplane
 import (
 	"context"
 	"io"
-	"net"
 
 	"github.com/oklog/ulid/v2"
 
@@ -25,16 +24,6 @@ var (
 )
 
 func newID() string { return ulid.Make().String() }
-
-// registryAddresses are the names under which people on this host push to the
-// registry, which is behind the API's address.
-func registryAddresses(api string) []string {
-	_, port, err := net.SplitHostPort(api)
-	if err != nil {
-		return nil // no address: there is only the unix socket
-	}
-	return []string{api, net.JoinHostPort("127.0.0.1", port), net.JoinHostPort("localhost", port)}
-}
 
 // imageStore is the image store in control's words.
 type imageStore struct{ *image.Store }

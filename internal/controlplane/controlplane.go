@@ -134,7 +134,7 @@ func (p *process) open(ctx context.Context) error {
 	hubs := registries(p.cfg.Registries)
 	p.images, err = image.Open(ctx, image.Options{
 		Root: filepath.Join(p.cfg.Data, "images"), Budget: p.cfg.ImageBudget, KeepFor: p.cfg.ImageSweep, Domain: p.cfg.Domain,
-		Addresses: registryAddresses(p.cfg.API), Log: p.log,
+		Addresses: p.cfg.RegistryAddresses(), Log: p.log,
 		Mirrors: hubs.mirrors, Credentials: hubs.credentials, PlainHTTP: hubs.plainHTTP(),
 	})
 	if err != nil {

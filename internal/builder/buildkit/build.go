@@ -129,21 +129,23 @@ func (e *Engine) options(b Build) client.SolveOpt {
 	}
 }
 
-// policy keeps a build from other people's images in our own registry.
+// policy keeps a build from other people's images in our own registry, under
+// whichever of its names. The last rule that matches counts.
 func (e *Engine) policy(b Build) *spb.Policy {
 	if b.Repositories == nil {
 		return nil
 	}
-	rules := []*spb.Rule{{
-		Action:   spb.PolicyAction_DENY,
-		Selector: &spb.Selector{Identifier: "docker-image://" + e.o.Registry + "/*", MatchType: spb.MatchType_WILDCARD},
-	}}
-	for _, r := range b.Repositories {
-		for _, end := range []string{":*", "@*"} {
-			rules = append(rules, &spb.Rule{
-				Action:   spb.PolicyAction_ALLOW,
-				Selector: &spb.Selector{Identifier: "docker-image://" + e.o.Registry + "/" + r + end, MatchType: spb.MatchType_WILDCARD},
-			})
+	rule := func(action spb.PolicyAction, image string) *spb.Rule {
+		return &spb.Rule{Action: action, Selector: &spb.Selector{Identifier: "docker-image://" + image, MatchType: spb.MatchType_WILDCARD}}
+	}
+	names := append([]string{e.o.Registry}, e.o.Addresses...)
+	rules := []*spb.Rule{rule(spb.PolicyAction_DENY, e.o.Registry+":*")} // the store takes any port for its own
+	for _, name := range names {
+		rules = append(rules, rule(spb.PolicyAction_DENY, name+"/*"))
+	}
+	for _, name := range names {
+		for _, r := range b.Repositories {
+			rules = append(rules, rule(spb.PolicyAction_ALLOW, name+"/"+r+":*"), rule(spb.PolicyAction_ALLOW, name+"/"+r+"@*"))
 		}
 	}
 	return &spb.Policy{Version: 1, Rules: rules}

@@ -83,6 +83,8 @@ const (
 type Options struct {
 	Dir      string // what BuildKit remembers; made if missing
 	Registry string // our own: "registry.localhost"
+	// Addresses are the store's other names of it: "127.0.0.1:4280".
+	Addresses []string
 
 	Content   content.Store
 	Snapshots snapshots.Snapshotter

@@ -1,0 +1,45 @@
+package buildkit
+
+import (
+	"testing"
+
+	"github.com/moby/buildkit/solver/pb"
+	"github.com/moby/buildkit/sourcepolicy"
+	spb "github.com/moby/buildkit/sourcepolicy/pb"
+)
+
+// TestPolicy: a build gets images of our registry only from the repositories
+// that it may build on, under every name that the store knows the registry by.
+func TestPolicy(t *testing.T) {
+	e := &Engine{o: Options{Registry: "registry.localhost", Addresses: []string{"127.0.0.1:4280", "localhost:4280"}}}
+	policy := e.policy(Build{Repositories: []string{"shop"}})
+	const digest = "@sha256:b340e992d6b7f9bde9c9d30ecd2aedba35bf77a4e877f528c333af507270767a"
+	for image, want := range map[string]bool{
+		"docker.io/library/debian:bookworm-slim": true,
+		"docker.io/library/other:v1":             true,
+		"registry.localhost/shop:v1":             true,
+		"registry.localhost/shop" + digest:       true,
+		"127.0.0.1:4280/shop:v1":                 true,
+		"localhost:4280/shop:v1" + digest:        true,
+		"registry.localhost/other:v1":            false,
+		"registry.localhost/other" + digest:      false,
+		"registry.localhost/shop2:v1":            false,
+		"registry.localhost/shop/other:v1":       false,
+		"registry.localhost:443/other:v1":        false,
+		"registry.localhost:4280/other" + digest: false,
+		"127.0.0.1:4280/other:v1":                false,
+		"localhost:4280/other:v1":                false,
+		"localhost:4280/other" + digest:          false,
+		"localhost:4280/shop-of-others:v1":       false,
+		"127.0.0.1:4280/others/shop:v1":          false,
+	} {
+		op := &pb.SourceOp{Identifier: "docker-image://" + image}
+		_, err := sourcepolicy.NewEngine([]*spb.Policy{policy}).Evaluate(t.Context(), op)
+		if got := err == nil; got != want {
+			t.Errorf("%s: got allowed %t (%v), want %t", image, got, err, want)
+		}
+	}
+	if e.policy(Build{}) != nil {
+		t.Error("a build that may build on everything has a policy")
+	}
+}
