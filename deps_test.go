@@ -31,7 +31,7 @@ var arrows = map[string][]string{
 
 	"supervisor":   {"config", "orders", "runtime/...", "network", "machinelog"},
 	"controlplane": {"config", "certs/...", "orders", "etcd", "state", "catalog/...", "control", "placement", "auth", "api/...", "wire", "agent", "health/report", "image", "registry", "network", "machinelog", "builder", "seal", "/machines"},
-	"edge":         {"config", "orders", "catalog/...", "certs/...", "proxy/...", "health/...", "machinelog", "nameserver", "network"},
+	"edge":         {"config", "orders", "api/origin", "catalog/...", "certs/...", "proxy/...", "health/...", "machinelog", "nameserver", "network"},
 
 	"atomicfile": {},
 	"ipc":        {},
@@ -53,6 +53,7 @@ var arrows = map[string][]string{
 	"wire":      {"/machines"},
 
 	"api":          {"api/...", "control", "catalog", "auth", "wire", "/machines"},
+	"api/origin":   {"orders"},
 	"api/route":    {"auth", "wire"},
 	"api/machines": {"orders", "api/...", "control", "catalog", "auth", "wire", "/machines"},
 	"api/roost":    {"orders", "api/...", "control", "catalog", "auth", "wire", "/machines", "client", "buildcontext", "appconfig"},

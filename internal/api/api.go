@@ -19,6 +19,7 @@ import (
 
 	root "github.com/roost-run/roost"
 	"github.com/roost-run/roost/internal/api/machines"
+	"github.com/roost-run/roost/internal/api/origin"
 	"github.com/roost-run/roost/internal/api/roost"
 	"github.com/roost-run/roost/internal/api/route"
 	"github.com/roost-run/roost/internal/auth"
@@ -131,18 +132,18 @@ func (h *handler) answer(row route.Route, w http.ResponseWriter, r *http.Request
 // actor says who calls: whoever the token names, else root on root's socket,
 // else the machine on its own.
 func (h *handler) actor(r *http.Request) (auth.Actor, error) {
-	front := r.Header.Get(route.HeaderFront)
-	if header := r.Header.Values("Authorization"); len(header) > 0 || front != route.FrontSocket && front != route.FrontMachine {
+	from, _ := origin.Of(r.Header)
+	if header := r.Header.Values("Authorization"); len(header) > 0 || from.Front != origin.Socket && from.Front != origin.Machine {
 		a, err := h.Auth.VerifyHeader(r.Context(), header)
-		if front == route.FrontInternal || front == route.FrontMachine {
+		if from.Front == origin.Internal || from.Front == origin.Machine {
 			a.Origin = root.OriginApp
 		}
 		return a, err
 	}
-	if front == route.FrontSocket && r.Header.Get(route.HeaderPeer) == "uid:0" {
+	if from.LocalRoot() {
 		return auth.LocalRoot(), nil
 	}
-	if m := h.Catalog.Snapshot().Machine(root.MachineID(r.Header.Get(route.HeaderMachine))); m != nil && front == route.FrontMachine {
+	if m := h.Catalog.Snapshot().Machine(from.Machine); m != nil && from.Front == origin.Machine {
 		return auth.MachineActor(m), nil
 	}
 	return h.Auth.VerifyHeader(r.Context(), nil) // says that a token is missing

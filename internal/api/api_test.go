@@ -160,8 +160,8 @@ func TestEveryRouteNeedsAToken(t *testing.T) {
 			"without":                     {"Authorization", ""},
 			"malformed":                   {"Authorization", "Bearer roost_o_xyz"},
 			"foreign":                     {"Authorization", "Bearer fm2_abc"},
-			"a front that is not trusted": {"Authorization", "", route.HeaderFront, "api", route.HeaderPeer, "uid:0"},
-			"another user on the socket":  {"Authorization", "", route.HeaderFront, "api-sock", route.HeaderPeer, "uid:1000"},
+			"a front that is not trusted": {"Authorization", "", "Roost-Front", "api", "Roost-Peer", "uid:0"},
+			"another user on the socket":  {"Authorization", "", "Roost-Front", "api-sock", "Roost-Peer", "uid:1000"},
 		} {
 			a := w.do(t, r.Method, path.Replace(r.Pattern), "", header...)
 			if a.status != http.StatusUnauthorized || !strings.Contains(a.body, `"error":"Authenticate: token validation error`) {
@@ -192,12 +192,12 @@ func TestActors(t *testing.T) {
 	}{
 		"token": {nil, auth.Actor{Name: "test@personal", Scope: auth.ScopeOrg, Org: "personal", Origin: root.OriginUser, TokenID: "01org"}},
 		"token from an app, scheme doubled, in a list": {
-			[]string{"Authorization", "bearer FlyV1 fm2_x," + w.token, route.HeaderFront, "internal"},
+			[]string{"Authorization", "bearer FlyV1 fm2_x," + w.token, "Roost-Front", "internal"},
 			auth.Actor{Name: "test@personal", Scope: auth.ScopeOrg, Org: "personal", Origin: root.OriginApp, TokenID: "01org"},
 		},
-		"root on its socket": {[]string{"Authorization", "", route.HeaderFront, "api-sock", route.HeaderPeer, "uid:0"}, auth.LocalRoot()},
+		"root on its socket": {[]string{"Authorization", "", "Roost-Front", "api-sock", "Roost-Peer", "uid:0"}, auth.LocalRoot()},
 		"a machine on its socket": {
-			[]string{"Authorization", "", route.HeaderFront, "machine", route.HeaderMachine, string(id)}, auth.MachineActor(w.machines[id]),
+			[]string{"Authorization", "", "Roost-Front", "machine", "Roost-Machine", string(id)}, auth.MachineActor(w.machines[id]),
 		},
 	}
 	for name, tt := range tests {

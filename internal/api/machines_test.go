@@ -9,7 +9,6 @@ import (
 	"time"
 
 	root "github.com/roost-run/roost"
-	"github.com/roost-run/roost/internal/api/route"
 )
 
 const minimal = `{"config":{"image":"a"}}`
@@ -182,7 +181,7 @@ func TestMachineSocket(t *testing.T) {
 	w := newWorld(t)
 	id := w.create(t, minimal)
 	w.catalog = w.catalog.With(1, root.Change{Machine: w.machines[root.MachineID(id)]})
-	socket := []string{"Authorization", "", route.HeaderFront, "machine", route.HeaderMachine, id}
+	socket := []string{"Authorization", "", "Roost-Front", "machine", "Roost-Machine", id}
 	tests := map[string]struct {
 		method, path, body string
 		status             int

@@ -7,7 +7,7 @@ import (
 	"time"
 
 	root "github.com/roost-run/roost"
-	"github.com/roost-run/roost/internal/api/route"
+	"github.com/roost-run/roost/internal/api/origin"
 	"github.com/roost-run/roost/internal/auth"
 	"github.com/roost-run/roost/internal/catalog/feed"
 	"github.com/roost-run/roost/internal/health/report"
@@ -37,7 +37,7 @@ func (p *process) handler() http.Handler {
 // can be written in many ways.
 func apart(internal, public http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if _, passedOn := r.Header[route.HeaderFront]; passedOn {
+		if _, passedOn := origin.Of(r.Header); passedOn {
 			public.ServeHTTP(w, r)
 			return
 		}
@@ -70,7 +70,7 @@ func (p *process) authorizeRepository(r *http.Request, repo string, push bool) e
 }
 
 func (p *process) registryActor(r *http.Request) (auth.Actor, error) {
-	if r.Header.Get("Authorization") == "" && r.Header.Get(route.HeaderFront) == route.FrontSocket && r.Header.Get(route.HeaderPeer) == "uid:0" {
+	if from, _ := origin.Of(r.Header); from.LocalRoot() && r.Header.Get("Authorization") == "" {
 		return auth.LocalRoot(), nil
 	}
 	if _, password, ok := r.BasicAuth(); ok { // docker login: any user, the token as password

@@ -5,8 +5,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"testing"
-
-	"github.com/roost-run/roost/internal/api/route"
 )
 
 // TestApart: however a client writes the path, what the edge passes on for it
@@ -22,12 +20,12 @@ func TestApart(t *testing.T) {
 			want  string
 		}{
 			{nil, "internal"},
-			{[]string{route.FrontSocket}, "public"}, {[]string{route.FrontMachine}, "public"}, {[]string{route.FrontInternal}, "public"},
+			{[]string{"api-sock"}, "public"}, {[]string{"machine"}, "public"}, {[]string{"internal"}, "public"},
 			{[]string{"api"}, "public"}, {[]string{""}, "public"},
 		} {
 			r := httptest.NewRequest(http.MethodGet, "http://control"+path, nil)
 			if c.front != nil {
-				r.Header[route.HeaderFront] = c.front
+				r.Header["Roost-Front"] = c.front
 			}
 			w := httptest.NewRecorder()
 			h.ServeHTTP(w, r)

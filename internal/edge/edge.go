@@ -260,7 +260,7 @@ func (e *edge) serve(g *errgroup.Group, names []orders.Listener, files []*os.Fil
 			}
 			g.Go(func() error { return ignoreClosed(e.proxy.Serve(public)) })
 		case orders.ListenAPI, orders.ListenAPISock, orders.ListenInternal:
-			g.Go(func() error { return ignoreClosed(e.front.Serve(limited(l, n.Kind), string(n.Kind), "")) })
+			g.Go(func() error { return ignoreClosed(e.front.Serve(limited(l, n.Kind), n.Kind, "")) })
 		default:
 			e.log.Warn("unknown kind of listener", "kind", n.Kind, "address", n.Address)
 			_ = l.Close()

@@ -11,11 +11,11 @@ import (
 	"net/http/httputil"
 	"net/netip"
 	"os"
-	"strings"
 	"sync"
 	"time"
 
 	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/internal/api/origin"
 	"github.com/roost-run/roost/internal/ipc"
 	"github.com/roost-run/roost/internal/orders"
 	"github.com/roost-run/roost/internal/proxy/load"
@@ -47,14 +47,7 @@ type front struct {
 	serving  sync.WaitGroup
 }
 
-// origin is where a connection came in.
-type origin struct {
-	kind     string // orders.ListenerKind
-	peer     string // address, or uid:N
-	machine  root.MachineID
-	instance root.InstanceID
-}
-
+// originKey is the context's key for a connection's origin.Origin.
 type originKey struct{}
 
 func newFront(socket string, catalog interface{ Snapshot() *root.Snapshot }, loads *load.Table, log *slog.Logger) *front {
@@ -106,23 +99,14 @@ func (t *retryTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 }
 
 func (f *front) rewrite(pr *httputil.ProxyRequest) {
-	o, _ := pr.In.Context().Value(originKey{}).(origin)
+	o, _ := pr.In.Context().Value(originKey{}).(origin.Origin)
 	pr.Out.URL.Scheme, pr.Out.URL.Host = "http", "control"
 	pr.Out.Host = pr.In.Host
-	for name := range pr.Out.Header {
-		if strings.HasPrefix(name, "Roost-") {
-			pr.Out.Header.Del(name)
-		}
-	}
+	origin.Set(pr.Out.Header, o)
 	for _, name := range []string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"} {
 		if v, ok := pr.In.Header[name]; ok {
 			pr.Out.Header[name] = v
 		}
-	}
-	pr.Out.Header.Set("Roost-Front", o.kind)
-	pr.Out.Header.Set("Roost-Peer", o.peer)
-	if o.machine != "" {
-		pr.Out.Header.Set("Roost-Machine", string(o.machine))
 	}
 }
 
@@ -140,7 +124,7 @@ func (f *front) fail(w http.ResponseWriter, r *http.Request, err error) {
 }
 
 // Serve serves one API socket until Shutdown.
-func (f *front) Serve(l net.Listener, kind string, machine root.MachineID) error {
+func (f *front) Serve(l net.Listener, kind orders.ListenerKind, machine root.MachineID) error {
 	s := f.server(kind, machine, "")
 	f.mu.Lock()
 	if f.closing {
@@ -154,7 +138,7 @@ func (f *front) Serve(l net.Listener, kind string, machine root.MachineID) error
 	return s.Serve(l)
 }
 
-func (f *front) server(kind string, machine root.MachineID, instance root.InstanceID) *http.Server {
+func (f *front) server(kind orders.ListenerKind, machine root.MachineID, instance root.InstanceID) *http.Server {
 	forward := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		// A build's log comes back while its context is still being sent. An
 		// HTTP/1 connection is always able to.
@@ -176,35 +160,35 @@ func (f *front) server(kind string, machine root.MachineID, instance root.Instan
 		IdleTimeout:       frontIdle,
 		ErrorLog:          slog.NewLogLogger(f.log.Handler(), slog.LevelDebug),
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			return context.WithValue(ctx, originKey{}, f.origin(c, kind, machine, instance))
+			return context.WithValue(ctx, originKey{}, f.origin(c, kind, machine))
 		},
 	}
 }
 
-func (f *front) origin(c net.Conn, kind string, machine root.MachineID, instance root.InstanceID) origin {
-	o := origin{kind: kind, machine: machine, instance: instance}
+func (f *front) origin(c net.Conn, kind orders.ListenerKind, machine root.MachineID) origin.Origin {
+	o := origin.Origin{Front: kind, Machine: machine}
 	if l, ok := c.(*limitedConn); ok {
 		c = l.Conn
 	}
 	if u, ok := c.(*net.UnixConn); ok {
-		o.peer = "unknown"
+		o.Peer = "unknown"
 		if cred, err := ipc.PeerCredentials(u); err == nil {
-			o.peer = fmt.Sprintf("uid:%d", cred.UID)
+			o.Peer = origin.User(cred.UID)
 		}
 		return o
 	}
 	ap, err := netip.ParseAddrPort(c.RemoteAddr().String())
 	if err != nil {
-		o.peer = c.RemoteAddr().String()
+		o.Peer = c.RemoteAddr().String()
 		return o
 	}
 	addr := ap.Addr().Unmap().WithZone("")
-	o.peer = addr.String()
-	if kind == string(orders.ListenInternal) {
+	o.Peer = addr.String()
+	if kind == origin.Internal {
 		// Once for each connection: not worth an index.
 		for m := range f.catalog.Snapshot().AllMachines() {
-			if m.Spec.Address.IPv4 == o.peer || m.Spec.Address.IPv6 == o.peer {
-				o.machine = m.ID
+			if m.Spec.Address.IPv4 == o.Peer || m.Spec.Address.IPv6 == o.Peer {
+				o.Machine = m.ID
 				break
 			}
 		}
@@ -266,7 +250,7 @@ func (f *front) machine(from sockets, id root.MachineID, instance root.InstanceI
 		f.mu.Unlock()
 		return
 	}
-	s := f.server(string(orders.ListenMachine), id, instance)
+	s := f.server(origin.Machine, id, instance)
 	f.machines[instance] = s
 	f.serving.Add(1)
 	f.mu.Unlock()

@@ -35,19 +35,6 @@ type Handler func(w http.ResponseWriter, r *http.Request) error
 // DefaultBody bounds a JSON document: the largest is a machine config with files.
 const DefaultBody = 16 << 20
 
-// Fronts say on which socket a request came in; the edge, which owns those
-// sockets, writes the headers and removes what clients sent under their names.
-const (
-	HeaderFront   = "Roost-Front"
-	HeaderPeer    = "Roost-Peer"    // "uid:0", or an address
-	HeaderMachine = "Roost-Machine" // whose socket or address it is
-
-	FrontSocket   = "api-sock" // root's socket on the host
-	FrontTCP      = "api"      // 127.0.0.1:4280
-	FrontInternal = "internal" // _api.internal:4280
-	FrontMachine  = "machine"  // /.fly/api
-)
-
 type requestIDKey struct{}
 
 // WithRequestID keeps the request's id for logs and errors.
