@@ -42,17 +42,24 @@ func (m *machine) replace(ctx context.Context, rec *root.Machine, ready time.Dur
 	if err := m.a.protect(ctx, m.id, m.rec.Spec.Image.Digest, next.Spec.Image.Digest); err != nil {
 		return err
 	}
+	rested := old.running == 0 || old.phase == orders.PhaseSuspended
 	cand, err := m.a.stage(ctx, next)
 	if err != nil {
 		return errors.Join(err, m.a.protect(context.WithoutCancel(ctx), m.id, m.rec.Spec.Image.Digest))
 	}
 	m.cand = cand
+	if rested && old.staged {
+		m.catchUp(ctx, old)
+	}
 	m.listen(ctx)
 	served := len(m.rec.Spec.Config.Services) > 0 && len(next.Spec.Config.Services) > 0
-	if next.Spec.Launch && served && old.phase == orders.PhaseStarted {
+	// Whoever leaves a resting machine at rest did not mean to stop the one that
+	// a request has just woken.
+	launch := next.Spec.Launch || served && rested && (old.phase == orders.PhaseStarted || old.phase == orders.PhaseStarting)
+	if launch && served && old.phase == orders.PhaseStarted {
 		err = m.beside(ctx, ready, commit)
 	} else {
-		err = m.afterwards(ctx, commit, served)
+		err = m.afterwards(ctx, commit, served, launch)
 	}
 	if m.cand != nil { // not switched
 		ctx := context.WithoutCancel(ctx)
@@ -108,7 +115,7 @@ func (m *machine) beside(ctx context.Context, ready time.Duration, commit func(c
 // afterwards stops the old version, if it runs, and then starts the new one.
 // One that is suspended and has only requests to serve does nothing and can
 // wait for its end.
-func (m *machine) afterwards(ctx context.Context, commit func(context.Context) (int64, error), served bool) error {
+func (m *machine) afterwards(ctx context.Context, commit func(context.Context) (int64, error), served, launch bool) error {
 	began := time.Now().UTC()
 	wasRunning := m.inst.running != 0 && (!served || m.inst.phase != orders.PhaseSuspended)
 	m.policy.Stop()
@@ -134,7 +141,7 @@ func (m *machine) afterwards(ctx context.Context, commit func(context.Context) (
 	m.rev = max(m.rev, rev)
 	m.switchOver(began, wasRunning)
 	m.st.State = root.StateStopped
-	if !m.rec.Spec.Launch {
+	if !launch {
 		return nil
 	}
 	m.st.State = root.StateStarting

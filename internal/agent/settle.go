@@ -120,6 +120,12 @@ func (m *machine) unknown() {
 		m.st.UpdatedAt, m.dirty = now, true
 		m.wantSet = true
 	default: // it ran
+		if m.rec.Spec.Config.AutoDestroy { // a job that was cut off is not done twice
+			m.st.State = root.StateStopped
+			pushExit(&m.st, orders.Entry{At: now, Reason: orders.ReasonHostRestarted}, root.Exit{Code: -1, Signal: -1, Error: orders.ReasonHostRestarted, At: now})
+			m.st.UpdatedAt, m.dirty, m.wantGone = now, true, true
+			return
+		}
 		m.st.State = root.StateRestarting
 		pushExit(&m.st, orders.Entry{At: now, Reason: orders.ReasonHostRestarted}, root.Exit{Code: -1, Signal: -1, Restarting: true, Error: orders.ReasonHostRestarted, At: now})
 		m.st.UpdatedAt, m.dirty = now, true

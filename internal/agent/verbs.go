@@ -61,6 +61,9 @@ func (m *machine) start(ctx context.Context, o orders.Start) error {
 	m.policy.Stop()
 	m.wantStart = ""
 	m.listen(ctx)
+	if m.wantGone { // a job that has ended is not done twice
+		return root.Errorf(root.Conflict, "machine %s has ended and is being removed", m.id)
+	}
 	if !m.inst.staged {
 		if err := m.set(ctx); err != nil {
 			return err
