@@ -167,7 +167,9 @@ func (c *cluster) Restore(ctx context.Context, r *root.Release, was *root.Machin
 		return root.Errorf(root.NotFound, "machine %s is gone", was.ID)
 	}
 	if m.Spec.Instance != was.Spec.Instance && m.Spec.Release == r.Version {
-		launch := was.Spec.Launch && was.Status.State != root.StateStopped && was.Status.State != root.StateSuspended
+		// What its spec once said is not it: one that was updated at rest may
+		// have been woken before the rollout, or by a request during it.
+		launch := rollout.Launches(was) || rollout.Served(&was.Spec.Config) && m.Status.State.Running()
 		err := c.leased(ctx, r.Deploy.WaitTimeout, func() error {
 			_, err := c.s.machines.Update(ctx, c.actor, m.App, m.ID, UpdateMachine{
 				Config: was.Spec.Config.Clone(), Source: was.Spec.Source, SkipLaunch: !launch, Timeout: r.Deploy.WaitTimeout,

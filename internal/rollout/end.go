@@ -121,7 +121,12 @@ func (e *Executor) back(ctx context.Context) (root.ReleaseStatus, string, error)
 	for _, m := range sorted(machines) {
 		if were[m.ID] == nil && (madeBy(e.r, m) || m.ID == j.Temporary) && m.Status.State != root.StateDestroyed {
 			ids = append(ids, m.ID)
-			undo = append(undo, func() error { return e.o.Cluster.Destroy(ctx, e.r.App, m.ID) })
+			undo = append(undo, func() error {
+				if Served(&m.Spec.Config) && !m.Spec.Cordoned && m.Status.State.Running() { // it may have requests
+					return e.o.Cluster.Retire(ctx, e.r.App, m.ID)
+				}
+				return e.o.Cluster.Destroy(ctx, e.r.App, m.ID)
+			})
 		}
 	}
 	if restored > 0 {
@@ -158,11 +163,16 @@ func plural(n int, one, many string) string {
 }
 
 // retry repeats f, with pauses, until it succeeds, ctx ends or it was tried
-// often enough.
+// often, or long enough: one attempt may take the whole wait timeout, and
+// nothing else is deployed meanwhile.
 func (e *Executor) retry(ctx context.Context, tries int, f func() error) error {
 	var err error
+	began := time.Now()
 	for i := range tries {
 		if i > 0 {
+			if time.Since(began) > retryTime {
+				return err
+			}
 			select {
 			case <-ctx.Done():
 				return context.Cause(ctx)

@@ -104,8 +104,13 @@ const (
 	// of a failure.
 	returnTries = 5
 	returnPause = 2 * time.Second
+	// retryTime is after how long nothing is tried once more.
+	retryTime = time.Minute
 	// cleanTries bounds the removal of what is no longer needed.
 	cleanTries = 3
+	// planRounds bounds how often machines that others made meanwhile are
+	// brought to the release, too.
+	planRounds = 4
 )
 
 // Executor carries out one rollout.
@@ -209,29 +214,12 @@ func (e *Executor) forward(ctx, work context.Context) error {
 	if err := e.commands(work); err != nil {
 		return err
 	}
-	machines, err := e.o.Cluster.Machines(ctx, e.r.App)
-	if err != nil {
+	if err := e.machines(ctx, work); err != nil {
 		return err
-	}
-	plan, err := Make(e.r, machines, e.journal())
-	if err != nil {
-		return err
-	}
-	for _, s := range plan.Canaries {
-		if err := e.canary(ctx, work, s); err != nil {
-			return err
-		}
-	}
-	if err := e.lanes(ctx, work, slices.Concat(plan.Creates, plan.Updates)); err != nil {
-		return err
-	}
-	if len(plan.Blues) > 0 {
-		if err := e.bluegreen(ctx, work, plan); err != nil {
-			return err
-		}
 	}
 	notice := ""
 	if !e.r.Deploy.Detach {
+		var err error
 		if notice, err = e.o.Cluster.Verify(work, e.r, e.tell); err != nil {
 			e.tell(root.ReleaseEvent{Step: root.StepVerify, Failed: true, Message: root.MessageOf(err)})
 			return err
@@ -255,6 +243,38 @@ func (e *Executor) forward(ctx, work context.Context) error {
 	e.j = next
 	e.mu.Unlock()
 	e.point("shifted")
+	return nil
+}
+
+// machines brings the machines to the release. Others may make and destroy some
+// meanwhile (scaling, the Machines API): it looks again until nothing is left.
+func (e *Executor) machines(ctx, work context.Context) error {
+	for round := range planRounds {
+		machines, err := e.o.Cluster.Machines(ctx, e.r.App)
+		if err != nil {
+			return err
+		}
+		plan, err := Make(e.r, machines, e.journal())
+		if err != nil {
+			return err
+		}
+		if round > 0 && len(plan.Canaries)+len(plan.Creates)+len(plan.Updates)+len(plan.Greens) == 0 {
+			return nil
+		}
+		for _, s := range plan.Canaries {
+			if err := e.canary(ctx, work, s); err != nil {
+				return err
+			}
+		}
+		if err := e.lanes(ctx, work, slices.Concat(plan.Creates, plan.Updates)); err != nil {
+			return err
+		}
+		if len(plan.Blues) > 0 {
+			if err := e.bluegreen(ctx, work, plan); err != nil {
+				return err
+			}
+		}
+	}
 	return nil
 }
 
@@ -376,6 +396,7 @@ func (e *Executor) step(ctx, work context.Context, s Step) error {
 	if work.Err() != nil {
 		return context.Cause(work)
 	}
+	planned := s.Machine
 	err := e.act(ctx, &s)
 	if err == nil && s.Launch && !e.r.Deploy.Detach && e.r.Deploy.Strategy != root.StrategyImmediate {
 		err = e.o.Cluster.Ready(work, e.r, s.Machine, e.r.Deploy.Smoke && s.Action != Keep, e.tell)
@@ -383,6 +404,13 @@ func (e *Executor) step(ctx, work context.Context, s Step) error {
 	kind := root.StepUpdate
 	if s.Action == Create || s.Action == Green {
 		kind = root.StepCreate
+	}
+	if err != nil && work.Err() == nil && !e.broken(err) && s.Machine == planned && e.vanished(ctx, planned) {
+		e.tell(root.ReleaseEvent{
+			Step: kind, Group: s.Group, Machine: planned, Warning: true,
+			Message: fmt.Sprintf("machine %s was destroyed meanwhile: the release goes on without it", planned),
+		})
+		return nil
 	}
 	if err != nil {
 		if work.Err() == nil && !e.broken(err) {
@@ -441,6 +469,8 @@ func (e *Executor) act(ctx context.Context, s *Step) error {
 			return &journalError{err}
 		}
 		e.point("remembered")
+		// A request may have woken it since the plan was made.
+		s.Launch = s.Launch || launches(m)
 		t := TargetOf(e.r, g, m)
 		if s.Action == Keep {
 			return e.o.Cluster.Keep(ctx, e.r, m, t)
@@ -464,6 +494,15 @@ func (e *Executor) find(ctx context.Context, id root.MachineID) (*root.Machine, 
 		}
 	}
 	return nil, root.Errorf(root.Conflict, "machine %s was destroyed while the release was rolled out", id)
+}
+
+// vanished reports whether somebody destroyed a machine that was planned for.
+func (e *Executor) vanished(ctx context.Context, id root.MachineID) bool {
+	if id == "" {
+		return false
+	}
+	machines, err := e.o.Cluster.Machines(ctx, e.r.App)
+	return err == nil && !slices.ContainsFunc(machines, func(m *root.Machine) bool { return m.ID == id && m.Managed() })
 }
 
 // bluegreen makes the greens and, when all are healthy, gives them the

@@ -39,6 +39,7 @@ type world struct {
 	failing string   // the command that fails
 	verify  error
 
+	retired    []root.MachineID
 	floor      map[string]int // by group: so many have to serve
 	violations []string
 }
@@ -202,6 +203,9 @@ func (w *world) Cordon(_ context.Context, _ root.AppName, id root.MachineID, on 
 }
 
 func (w *world) Retire(ctx context.Context, app root.AppName, id root.MachineID) error {
+	if err := w.do("retire", func() error { w.retired = append(w.retired, id); return nil }); err != nil {
+		return err
+	}
 	return w.Destroy(ctx, app, id)
 }
 

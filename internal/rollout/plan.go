@@ -242,6 +242,9 @@ func step(r *root.Release, g *root.Group, m *root.Machine, j root.Rollout) (s St
 	return s, true
 }
 
+// Launches reports whether m is up, or meant to be: a change starts it again.
+func Launches(m *root.Machine) bool { return launches(m) }
+
 // launches says whether an update starts the machine ("fly.toml", section 8.2):
 // one that rests is changed and rests on.
 func launches(m *root.Machine) bool {
