@@ -63,7 +63,7 @@ type Server struct {
 	log    *slog.Logger
 
 	mu         sync.Mutex
-	containers map[string]*container
+	containers map[string]*container // guarded by mu, which is held for a look only
 }
 
 // Container is one whose calls are answered.
@@ -73,10 +73,14 @@ type Container struct {
 	Tell func(line string)
 }
 
-// container is what the server knows of one; the server's mu guards it.
+// container is what the server knows of one. Each has a lock of its own: what
+// one does inside must not keep others from being started.
 type container struct {
 	Container
-	on files
+
+	mu   sync.Mutex
+	on   files // guarded by mu
+	gone bool  // guarded by mu
 }
 
 // files are sizes by identity on the file system.
@@ -117,17 +121,35 @@ func (s *Server) Restore(id string, c Container, pid int) error {
 	if err != nil {
 		return fmt.Errorf("swap of container %s: %w", id, err)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.containers[id].on = on
+	to := s.find(id)
+	if to == nil {
+		return nil // forgotten meanwhile
+	}
+	to.mu.Lock()
+	defer to.mu.Unlock()
+	to.on = on
 	return s.limits.AddSwap(id, on.total(), swappiness(pid))
 }
 
-// Forget ends what Add has begun.
+// Forget ends what Add has begun: nothing is written to the container's
+// directory from here on.
 func (s *Server) Forget(id string) {
+	to := s.find(id)
+	if to == nil {
+		return
+	}
+	s.mu.Lock()
+	delete(s.containers, id)
+	s.mu.Unlock()
+	to.mu.Lock()
+	defer to.mu.Unlock()
+	to.gone = true
+}
+
+func (s *Server) find(id string) *container {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.containers, id)
+	return s.containers[id]
 }
 
 // answer does what a call asks for; the number is what it returns to its
@@ -140,7 +162,7 @@ func (s *Server) answer(ctx context.Context, id string, c call) unix.Errno {
 	if err != nil {
 		return errno(err, unix.EFAULT)
 	}
-	f, err := openInside(c.pid, name)
+	f, err := openInside(c.pid, name, os.O_RDWR)
 	if err != nil {
 		return errno(err, unix.EINVAL)
 	}
@@ -148,11 +170,14 @@ func (s *Server) answer(ctx context.Context, id string, c call) unix.Errno {
 	if !c.valid() { // its number may be another process's by now
 		return unix.EINTR
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	to := s.containers[id]
+	to := s.find(id)
+	if to == nil {
+		return unix.ESRCH
+	}
+	to.mu.Lock()
+	defer to.mu.Unlock()
 	switch {
-	case to == nil:
+	case to.gone:
 		err = unix.ESRCH
 	case c.number == unix.SYS_SWAPON:
 		err = s.turnOn(id, to, name, c.pid, f)
@@ -160,13 +185,14 @@ func (s *Server) answer(ctx context.Context, id string, c call) unix.Errno {
 		err = s.turnOff(id, to, name, c.pid, f)
 	}
 	if err != nil {
-		s.log.InfoContext(ctx, "swap of a machine not changed", "container", id, "file", name, "err", err)
+		// Whatever runs inside can have this as often as it likes.
+		s.log.DebugContext(ctx, "swap of a machine not changed", "container", id, "file", name, "err", err)
 		return errno(err, unix.ENOMEM)
 	}
 	return 0
 }
 
-// turnOn checks what the kernel would; the caller holds mu.
+// turnOn checks what the kernel would; the caller holds c.mu.
 func (s *Server) turnOn(id string, c *container, name string, pid int, f *os.File) error {
 	key, size, err := identify(f)
 	if err != nil {
@@ -199,7 +225,7 @@ func (s *Server) turnOn(id string, c *container, name string, pid int, f *os.Fil
 	return nil
 }
 
-// turnOff is swapoff; the caller holds mu.
+// turnOff is swapoff; the caller holds c.mu.
 func (s *Server) turnOff(id string, c *container, name string, pid int, f *os.File) error {
 	key, size, err := identify(f)
 	if err != nil {
@@ -255,8 +281,9 @@ func identify(f *os.File) (key string, size root.Bytes, err error) {
 
 // openInside opens a file as a process sees it. The container's root stays the
 // root, whatever symbolic links lie in the way; a device or a pipe is looked
-// at, not opened.
-func openInside(pid int, name string) (*os.File, error) {
+// at, not opened. A file that somebody inside holds a lease on gives EAGAIN:
+// the kernel would have us wait for the holder.
+func openInside(pid int, name string, access int) (*os.File, error) {
 	dir := fmt.Sprintf("/proc/%d", pid)
 	if !filepath.IsAbs(name) {
 		cwd, err := os.Readlink(filepath.Join(dir, "cwd"))
@@ -284,7 +311,7 @@ func openInside(pid int, name string) (*os.File, error) {
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return nil, unix.EINVAL
 	}
-	return os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", found), os.O_RDWR, 0)
+	return os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", found), access|unix.O_NONBLOCK, 0)
 }
 
 // swappiness reads the container's own setting, see OwnSettings; negative if
@@ -302,7 +329,7 @@ func swappiness(pid int) int {
 }
 
 func readInside(pid int, name string) (string, error) {
-	f, err := openInside(pid, name)
+	f, err := openInside(pid, name, os.O_RDONLY)
 	if err != nil {
 		return "", err
 	}
