@@ -81,8 +81,9 @@ func (r attemptRecord) root() root.CertAttempt {
 }
 
 // PutHostname gives an app a hostname, or changes what is known of one it has;
-// kind Conflict, code "hostname_taken", when another app has it, NotFound
-// without the app, Precondition while it is being deleted.
+// kind Conflict, code "hostname_taken", when another app has it, or another
+// organisation a wildcard over it or a name below it, NotFound without the app,
+// Precondition while it is being deleted.
 func (s *Store) PutHostname(ctx context.Context, h root.Hostname) (int64, error) {
 	return attempt(ctx, "add hostname "+h.Name, func() (int64, error) {
 		app, appRev, err := s.app(ctx, h.App)
@@ -97,7 +98,14 @@ func (s *Store) PutHostname(ctx context.Context, h root.Hostname) (int64, error)
 			return 0, err
 		}
 		rev := int64(0)
-		if kv != nil {
+		ifs := []condition{unchanged(appKey(h.App), appRev)}
+		if kv == nil {
+			near, err := s.apart(ctx, h.Name, app.Org)
+			if err != nil {
+				return 0, err
+			}
+			ifs = append(ifs, near...)
+		} else {
 			rev = kv.ModRevision
 			var r hostnameRecord
 			if err := decode(kv.Value, hostnameVersion, &r); err != nil {
@@ -112,9 +120,56 @@ func (s *Store) PutHostname(ctx context.Context, h root.Hostname) (int64, error)
 			app.Hostnames = append(app.Hostnames, h.Name)
 			slices.Sort(app.Hostnames)
 		}
-		return s.commit(ctx, []condition{unchanged(appKey(h.App), appRev), unchanged(hostnameKey(h.Name), rev)},
+		return s.commit(ctx, append(ifs, unchanged(hostnameKey(h.Name), rev)),
 			clientv3.OpPut(appKey(h.App), encode(fromApp(app))), clientv3.OpPut(hostnameKey(h.Name), encode(fromHostname(h))))
 	})
+}
+
+// apart refuses a new name where another organisation has the wildcard over it,
+// or one of the names that it would cover: requests for a name below somebody's
+// domain would go to a stranger, who had their certificate. The conditions keep
+// it so until the name is stored.
+func (s *Store) apart(ctx context.Context, name string, org root.OrgSlug) ([]condition, error) {
+	_, below, _ := strings.Cut(name, ".")
+	if !strings.HasPrefix(name, "*.") {
+		wildcard := "*." + below
+		kv, err := s.get(ctx, hostnameKey(wildcard))
+		if err != nil {
+			return nil, err
+		}
+		if kv == nil {
+			return []condition{unchanged(hostnameKey(wildcard), 0)}, nil
+		}
+		var r hostnameRecord
+		if err := decode(kv.Value, hostnameVersion, &r); err != nil {
+			return nil, err
+		}
+		return []condition{unchanged(hostnameKey(wildcard), kv.ModRevision)}, s.sameOrg(ctx, name, r, org)
+	}
+	all, err := s.Hostnames(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, h := range all {
+		if _, rest, _ := strings.Cut(h.Name, "."); rest == below {
+			if err := s.sameOrg(ctx, name, fromHostname(h), org); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return nil, nil
+}
+
+// sameOrg refuses name if near belongs to an app of an organisation other than org.
+func (s *Store) sameOrg(ctx context.Context, name string, near hostnameRecord, org root.OrgSlug) error {
+	app, _, err := s.app(ctx, root.AppName(near.App))
+	if err != nil && !root.IsKind(err, root.NotFound) {
+		return err
+	}
+	if err == nil && app.Org == org {
+		return nil
+	}
+	return &root.Error{Kind: root.Conflict, Code: root.CodeHostnameTaken, Message: fmt.Sprintf("hostname %s cannot be added: another organisation has %s", name, near.Name)}
 }
 
 // DeleteHostname takes a hostname away from an app, with its certificates;

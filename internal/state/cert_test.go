@@ -55,6 +55,42 @@ func TestHostnameIsUnique(t *testing.T) {
 	}
 }
 
+// TestHostnamesOfOrganisationsStayApart: a wildcard and the names that it
+// covers belong to one organisation, or the one would serve with the
+// certificate of the other.
+func TestHostnamesOfOrganisationsStayApart(t *testing.T) {
+	t.Parallel()
+	s, ctx := newStore(t), t.Context()
+	for app, org := range map[root.AppName]root.OrgSlug{"one": "personal", "two": "personal", "rival": "rivals"} {
+		must[int64](t)(s.CreateApp(ctx, root.App{Name: app, Org: org}))
+	}
+	for _, c := range []struct {
+		app   root.AppName
+		name  string
+		taken bool
+	}{
+		{"one", "*.example.com", false},
+		{"rival", "login.example.com", true},
+		{"two", "login.example.com", false},
+		{"rival", "a.login.example.com", false}, // a star stands for one label
+		{"rival", "example.com", false},
+		{"rival", "*.other.example.com", false},
+		{"rival", "www.example.org", false},
+		{"one", "*.example.org", true},
+		{"rival", "*.example.org", false},
+		{"rival", "www.example.org", false}, // again: it has it
+	} {
+		_, err := s.PutHostname(ctx, root.Hostname{Name: c.name, App: c.app})
+		if taken := root.CodeOf(err) == root.CodeHostnameTaken; taken != c.taken || err != nil && !taken {
+			t.Errorf("%s adds %s: got %v, want taken %t", c.app, c.name, err, c.taken)
+		}
+	}
+	must[int64](t)(s.DeleteHostname(ctx, "one", "*.example.com"))
+	if _, err := s.PutHostname(ctx, root.Hostname{Name: "shop.example.com", App: "rival"}); err != nil {
+		t.Errorf("without the wildcard: %v", err)
+	}
+}
+
 func TestHostnameLife(t *testing.T) {
 	t.Parallel()
 	s, ctx := newStore(t), t.Context()
