@@ -43,6 +43,7 @@ type Deploy struct {
 	ReleaseTimeout time.Duration // 0 is unlimited
 	ReleaseGuest   *Guest        // nil: see "fly.toml", section 10.1
 	SeedCommand    []string
+	Ran            int      // release that ran both commands with the same image, config and secrets: they are not run again; 0 none
 	Restart        bool     // machines keep their own config and get the release's secrets
 	Smoke          bool     // watch machines for a moment after they have started
 	Detach         bool     // do not wait for machines to start and be healthy

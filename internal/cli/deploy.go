@@ -87,6 +87,7 @@ Unknown keys of the file are warned of; ` + "`roost config validate`" + ` refuse
 	fl.StringVar(&o.wait, "wait-timeout", "", "for each machine to start and pass its checks (default: the file's, else 5m)")
 	fl.StringVar(&o.command, "release-command-timeout", "", "for the release command; none is unlimited (default: the file's, else 5m)")
 	fl.BoolVar(&r.SkipRelease, "skip-release-command", false, "do not run the release command")
+	fl.BoolVar(&r.RunRelease, "run-release-command", false, "run the release command although nothing has changed since it ran")
 	fl.BoolVar(&o.smoke, "smoke-checks", true, "watch machines for a moment after they have started")
 	fl.BoolVar(&o.ha, "ha", false, "first machines of a group come in twos")
 	fl.BoolVar(&r.UpdateOnly, "update-only", false, "make no new machines")

@@ -30,17 +30,20 @@ type NewRelease struct {
 	MaxUnavailable *float64 `json:"max_unavailable,omitempty"`
 	WaitTimeout    string   `json:"wait_timeout,omitempty"` // Go duration
 	// ReleaseTimeout bounds the release command; "0s" is unlimited.
-	ReleaseTimeout string   `json:"release_command_timeout,omitempty"`
-	MaxConcurrent  int      `json:"max_concurrent,omitempty"`
-	SmokeChecks    *bool    `json:"smoke_checks,omitempty"`
-	HA             *bool    `json:"ha,omitempty"` // first machines of a group come in twos
-	Detach         bool     `json:"detach,omitempty"`
-	UpdateOnly     bool     `json:"update_only,omitempty"`
-	SkipRelease    bool     `json:"skip_release_command,omitempty"`
-	Regions        []string `json:"regions,omitempty"`
-	Groups         []string `json:"process_groups,omitempty"`
-	Machines       []string `json:"only_machines,omitempty"`
-	Webhook        string   `json:"webhook,omitempty"` // told of the end by POST
+	ReleaseTimeout string `json:"release_command_timeout,omitempty"`
+	MaxConcurrent  int    `json:"max_concurrent,omitempty"`
+	SmokeChecks    *bool  `json:"smoke_checks,omitempty"`
+	HA             *bool  `json:"ha,omitempty"` // first machines of a group come in twos
+	Detach         bool   `json:"detach,omitempty"`
+	UpdateOnly     bool   `json:"update_only,omitempty"`
+	SkipRelease    bool   `json:"skip_release_command,omitempty"`
+	// RunRelease runs the release command although nothing has changed since
+	// it ran last.
+	RunRelease bool     `json:"run_release_command,omitempty"`
+	Regions    []string `json:"regions,omitempty"`
+	Groups     []string `json:"process_groups,omitempty"`
+	Machines   []string `json:"only_machines,omitempty"`
+	Webhook    string   `json:"webhook,omitempty"` // told of the end by POST
 }
 
 // Release is one version of what an app runs.

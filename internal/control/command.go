@@ -30,6 +30,10 @@ const (
 // section 10.1). What such a machine did is told by its events, also after it
 // is gone: an attempt that a crash cut short is never run twice.
 func (c *cluster) Command(ctx context.Context, r *root.Release, step string, args []string, temporary root.MachineID, made func(root.MachineID) error, tell rollout.Tell) error {
+	if r.Deploy.Ran != 0 {
+		tell(root.ReleaseEvent{Step: step, Message: fmt.Sprintf("%s not run again: nothing has changed since v%d ran it (--run-release-command runs it)", words(step), r.Deploy.Ran)})
+		return nil
+	}
 	m, err := c.commandMachine(ctx, r, step, temporary)
 	if err != nil {
 		return err
@@ -53,7 +57,7 @@ func (c *cluster) Command(ctx context.Context, r *root.Release, step string, arg
 		}
 	}
 	if !ran(m) {
-		if _, err := c.s.machines.Start(ctx, c.actor, r.App, m.ID, ""); err != nil {
+		if _, err := c.s.machines.Start(ctx, c.actor, r.App, m.ID, ""); err != nil && !c.began(ctx, r.App, m.ID) {
 			return c.commandFailed(ctx, r, step, m, err)
 		}
 	}
@@ -130,7 +134,24 @@ func (c *cluster) commandMachine(ctx context.Context, r *root.Release, step stri
 			return m, nil
 		}
 	}
-	return nil, nil
+	return nil, root.Errorf(root.Precondition,
+		"the %s was begun on machine %s, which is gone, and nothing says how it ended: it is not run twice. Look at what it did, then deploy again", words(step), temporary)
+}
+
+// began reports whether a machine that would not start has been started before:
+// a process that died had ordered it, and nobody had written it down.
+func (c *cluster) began(ctx context.Context, app root.AppName, id root.MachineID) bool {
+	if _, err := c.Machines(ctx, app); err != nil { // reads what was written
+		return false
+	}
+	m := c.s.Catalog.Snapshot().Machine(id)
+	if m == nil {
+		var err error
+		if m, err = c.s.machines.grave(ctx, app, id); err != nil {
+			return false
+		}
+	}
+	return ran(m)
 }
 
 // ran reports whether the machine was ever started.

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -24,6 +25,10 @@ type Releases struct {
 	machines *Machines
 	wake     chan struct{} // capacity 1: a rollout is to be carried out
 
+	// protecting keeps a release from being recorded between the reading of all
+	// releases and the protection of just their images.
+	protecting sync.Mutex
+
 	mu      sync.Mutex
 	running map[root.AppName]context.CancelCauseFunc // of rollouts this process carries out; guarded by mu
 }
@@ -37,6 +42,9 @@ type NewRelease struct {
 	Deploy      root.Deploy
 	Reason      string // "" is ReasonDeploy
 	Description string
+	// RunCommands runs the release's commands although nothing has changed
+	// since they ran last.
+	RunCommands bool
 }
 
 // The reasons of releases.
@@ -61,7 +69,35 @@ func (s *Releases) Create(ctx context.Context, a auth.Actor, app root.AppName, n
 	if err != nil {
 		return nil, err
 	}
+	if !n.RunCommands {
+		if r.Deploy.Ran, err = s.ran(ctx, r); err != nil {
+			return nil, err
+		}
+	}
 	return s.begin(ctx, r)
+}
+
+// ran is the version that ran r's commands, with r's image, config and
+// secrets, and serves now; 0 if there is none.
+func (s *Releases) ran(ctx context.Context, r *root.Release) (int, error) {
+	app, err := s.Store.App(ctx, r.App)
+	if err != nil || app.Release == 0 || len(r.Deploy.ReleaseCommand)+len(r.Deploy.SeedCommand) == 0 {
+		return 0, err
+	}
+	now, err := s.Store.Release(ctx, r.App, app.Release)
+	if err != nil {
+		return 0, err
+	}
+	same := now.Progress.Status == root.ReleaseComplete && now.Image.Digest == r.Image.Digest && now.Secrets == r.Secrets &&
+		slices.Equal(now.Deploy.ReleaseCommand, r.Deploy.ReleaseCommand) && slices.Equal(now.Deploy.SeedCommand, r.Deploy.SeedCommand) &&
+		bytes.Equal(now.Definition, r.Definition)
+	switch {
+	case !same:
+		return 0, nil
+	case now.Deploy.Ran != 0:
+		return now.Deploy.Ran, nil
+	}
+	return now.Version, nil
 }
 
 // prepare makes the release that n asks for, with everything checked that can
@@ -153,10 +189,7 @@ func (s *Releases) begin(ctx context.Context, r *root.Release, notices ...string
 	if _, err := rollout.Make(r, s.Catalog.Snapshot().Machines(r.App), root.Rollout{}); err != nil {
 		return nil, err
 	}
-	if err := s.protect(ctx, r.App, r.Image.Digest); err != nil {
-		return nil, err
-	}
-	made, rev, err := s.Store.CreateRelease(ctx, *r)
+	made, rev, err := s.record(ctx, r)
 	if err != nil {
 		return nil, err
 	}
@@ -177,7 +210,23 @@ func (s *Releases) begin(ctx context.Context, r *root.Release, notices ...string
 	return &made, nil
 }
 
+// record stores a release whose image is here and stays here.
+func (s *Releases) record(ctx context.Context, r *root.Release) (root.Release, int64, error) {
+	s.protecting.Lock()
+	defer s.protecting.Unlock()
+	err := s.protect(ctx, r.App, r.Image.Digest)
+	if root.IsKind(err, root.NotFound) {
+		err = &root.Error{Kind: root.Precondition, Code: "image_gone", Err: err,
+			Message: fmt.Sprintf("the image of the release, %s, is no longer on this host: build or pull it again and deploy that (roost deploy, or roost deploy --image REF)", r.Image.Ref())}
+	}
+	if err != nil {
+		return root.Release{}, 0, err
+	}
+	return s.Store.CreateRelease(ctx, *r)
+}
+
 // protect keeps the images of an app's releases, and of more, on this host.
+// Kind NotFound when one of more is not there.
 func (s *Releases) protect(ctx context.Context, app root.AppName, more ...root.Digest) error {
 	list, err := s.Store.Releases(ctx, app)
 	if err != nil {
@@ -198,12 +247,23 @@ func (s *Releases) protect(ctx context.Context, app root.AppName, more ...root.D
 		add(list[i].Image.Digest)
 	}
 	err = s.Images.Protect(ctx, protectOwner(app), digests...)
-	for root.IsKind(err, root.NotFound) && len(digests) > len(more) {
-		// An image that is lost must not keep the others from being kept.
-		digests = digests[:len(digests)-1]
-		err = s.Images.Protect(ctx, protectOwner(app), digests...)
+	if !root.IsKind(err, root.NotFound) {
+		return err
 	}
-	return err
+	// One that is lost must not keep the others from being kept.
+	probe := protectOwner(app) + "/probe"
+	var here []root.Digest
+	for i, d := range digests {
+		switch err := s.Images.Protect(ctx, probe, d); {
+		case err == nil:
+			here = append(here, d)
+		case !root.IsKind(err, root.NotFound) || i < len(more) && slices.Contains(more, d):
+			return errors.Join(err, s.Images.Protect(ctx, probe))
+		default:
+			s.Log.Warn("the image of a release is not on this host", "app", app, "digest", d)
+		}
+	}
+	return errors.Join(s.Images.Protect(ctx, protectOwner(app), here...), s.Images.Protect(ctx, probe))
 }
 
 func protectOwner(app root.AppName) string { return "releases/" + string(app) }
@@ -329,7 +389,7 @@ func (s *Releases) Rollback(ctx context.Context, a auth.Actor, app root.AppName,
 		r.Description = fmt.Sprintf("back to v%d", to.Version)
 	}
 	d := &r.Deploy
-	d.ReleaseCommand, d.SeedCommand, d.Detach = nil, nil, o.Detach
+	d.ReleaseCommand, d.SeedCommand, d.Ran, d.Detach = nil, nil, 0, o.Detach
 	d.Restart, d.UpdateOnly, d.Regions, d.OnlyGroups, d.OnlyMachines = false, false, nil, nil, nil
 	if o.Strategy != "" {
 		d.Strategy = o.Strategy
@@ -344,6 +404,9 @@ func (s *Releases) Rollback(ctx context.Context, a auth.Actor, app root.AppName,
 		return nil, nil, err
 	}
 	warnings := between(list, to.Version, now.Release)
+	if r.Secrets != to.Secrets && !o.CurrentSecrets && to.Secrets != 0 {
+		warnings = append(warnings, fmt.Sprintf("the secrets that v%d ran with are not kept any more: it gets the current ones", to.Version))
+	}
 	made, err := s.begin(ctx, &r, warnings...)
 	return made, warnings, err
 }
@@ -386,7 +449,7 @@ func between(list []root.Release, to, now int) []string {
 	var commands []string
 	for i := range slices.Backward(list) {
 		r := &list[i]
-		if r.Version > to && r.Version <= now && len(r.Deploy.ReleaseCommand) > 0 {
+		if r.Version > to && r.Version <= now && len(r.Deploy.ReleaseCommand) > 0 && r.Deploy.Ran == 0 {
 			commands = append(commands, fmt.Sprintf("v%d ran %q", r.Version, strings.Join(r.Deploy.ReleaseCommand, " ")))
 		}
 	}
@@ -416,7 +479,7 @@ func (s *Releases) Redeploy(ctx context.Context, a auth.Actor, app root.AppName,
 	r.ID, r.Version, r.Reason, r.Description, r.Author, r.CreatedAt = root.ReleaseID(ulid.Make().String()), 0, reason, description, a.Name, s.Now().UTC()
 	r.Progress, r.Secrets = root.Progress{Status: root.ReleasePending}, fresh.Secrets
 	d := &r.Deploy
-	d.ReleaseCommand, d.SeedCommand, d.Restart, d.Detach, d.UpdateOnly = nil, nil, true, false, false
+	d.ReleaseCommand, d.SeedCommand, d.Ran, d.Restart, d.Detach, d.UpdateOnly = nil, nil, 0, true, false, false
 	d.Regions, d.OnlyGroups, d.OnlyMachines = nil, nil, nil
 	if r.Reason == "" {
 		r.Reason = ReasonSecrets
@@ -540,6 +603,8 @@ func (s *Releases) trim(ctx context.Context, app root.AppName) error {
 	if _, err := s.Store.TrimReleases(ctx, app, keep, spare...); err != nil {
 		return err
 	}
+	s.protecting.Lock()
+	defer s.protecting.Unlock()
 	return s.protect(ctx, app)
 }
 
@@ -666,7 +731,10 @@ func (s *Releases) resume(ctx context.Context) {
 		if app.Release == 0 {
 			continue
 		}
-		if err := s.protect(ctx, app.Name); err != nil && ctx.Err() == nil {
+		s.protecting.Lock()
+		err := s.protect(ctx, app.Name)
+		s.protecting.Unlock()
+		if err != nil && ctx.Err() == nil {
 			s.Log.Warn("images of releases are not protected", "app", app.Name, "err", err)
 		}
 	}

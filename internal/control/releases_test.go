@@ -71,6 +71,7 @@ func (t *mortalTxn) Commit() (*clientv3.TxnResponse, error) {
 type deployAgent struct {
 	*agent
 	exit  atomic.Int32 // how commands end
+	late  atomic.Bool  // commands have been started already
 	began atomic.Int32 // commands
 }
 
@@ -123,7 +124,10 @@ func (f *deployAgent) Start(ctx context.Context, id root.MachineID, o orders.Sta
 	if err != nil {
 		return rev, err
 	}
-	return f.store.DeleteMachine(ctx, id)
+	if rev, err = f.store.DeleteMachine(ctx, id); err == nil && f.late.Load() {
+		err = root.Errorf(root.Conflict, "machine %s has ended and is being removed", id)
+	}
+	return rev, err
 }
 
 func (f *deployAgent) Inspect(context.Context, root.MachineID) (orders.Inspection, error) {
@@ -159,6 +163,7 @@ type imageShelf struct {
 	library
 	mu        sync.Mutex
 	protected map[string][]root.Digest // guarded by mu
+	lost      []root.Digest            // guarded by mu
 }
 
 func (s *imageShelf) Resolve(_ context.Context, ref string) (root.Image, error) {
@@ -173,6 +178,11 @@ func (s *imageShelf) Resolve(_ context.Context, ref string) (root.Image, error) 
 func (s *imageShelf) Protect(_ context.Context, owner string, digests ...root.Digest) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for _, d := range digests {
+		if slices.Contains(s.lost, d) {
+			return root.Errorf(root.NotFound, "image %s is not on this host: pull or load it first", d)
+		}
+	}
 	s.protected[owner] = slices.Clone(digests)
 	return nil
 }
@@ -455,6 +465,41 @@ func TestNothingChanged(t *testing.T) {
 		if m.Spec.Generation != 1 {
 			t.Errorf("machine %s was started again", m.ID)
 		}
+	}
+}
+
+// A command that ran is run again when something has changed since, and when
+// it is asked for.
+func TestCommandsRunOnce(t *testing.T) {
+	d := newDeployment(t)
+	n := func(command string, env map[string]string) NewRelease {
+		n := definition("one", env)
+		n.Definition = fmt.Appendf(nil, `{"command": %q, "env": %q}`, command, env["A"])
+		n.Deploy.ReleaseCommand = []string{command}
+		return n
+	}
+	asked := n("migrate", map[string]string{"A": "2"})
+	asked.RunCommands = true
+	for i, c := range []struct {
+		release NewRelease
+		want    int32 // commands run so far
+	}{
+		{n("migrate", nil), 1},
+		{n("migrate", nil), 1},
+		{n("migrate", nil), 1}, // after one that did not run it itself
+		{n("migrate", map[string]string{"A": "2"}), 2},
+		{asked, 3},
+		{n("seed", map[string]string{"A": "2"}), 4},
+	} {
+		d.release(c.release)
+		if got := d.host.began.Load(); int32(got) != c.want {
+			t.Errorf("after deploy %d: got %d commands run, want %d", i+1, got, c.want)
+		}
+	}
+	events := ""
+	d.must(d.Releases.Events(t.Context(), admin, "shop", 3, "", false, func(e root.ReleaseEvent) error { events += e.Message + "\n"; return nil }))
+	if !strings.Contains(events, "nothing has changed since v1 ran it") {
+		t.Errorf("events of v3: got %q", events)
 	}
 }
 

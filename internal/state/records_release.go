@@ -40,6 +40,7 @@ type deployRecord struct {
 	ReleaseTimeout time.Duration `json:"release_timeout_ns,omitzero"`
 	ReleaseGuest   *guestRecord  `json:"release_guest,omitempty"`
 	SeedCommand    []string      `json:"seed_command,omitempty"`
+	Ran            int           `json:"ran,omitzero"`
 	Restart        bool          `json:"restart,omitzero"`
 	Smoke          bool          `json:"smoke,omitzero"`
 	Detach         bool          `json:"detach,omitzero"`
@@ -62,7 +63,7 @@ func fromRelease(r root.Release) releaseRecord {
 		Routes: convert(r.Routes, func(t root.Route) routeRecord { return routeRecord(t) }),
 		Deploy: deployRecord{
 			Strategy: string(d.Strategy), MaxUnavailable: d.MaxUnavailable, WaitTimeout: d.WaitTimeout, ReleaseCommand: d.ReleaseCommand,
-			ReleaseTimeout: d.ReleaseTimeout, ReleaseGuest: (*guestRecord)(d.ReleaseGuest), SeedCommand: d.SeedCommand, Restart: d.Restart,
+			ReleaseTimeout: d.ReleaseTimeout, ReleaseGuest: (*guestRecord)(d.ReleaseGuest), SeedCommand: d.SeedCommand, Ran: d.Ran, Restart: d.Restart,
 			Smoke: d.Smoke, Detach: d.Detach, UpdateOnly: d.UpdateOnly, Standby: d.Standby, MaxConcurrent: d.MaxConcurrent,
 			Regions: convert(d.Regions, func(r root.Region) string { return string(r) }), OnlyGroups: d.OnlyGroups,
 			OnlyMachines: convert(d.OnlyMachines, func(m root.MachineID) string { return string(m) }), Webhook: d.Webhook,
@@ -82,7 +83,7 @@ func (r releaseRecord) root() root.Release {
 		Routes: convert(r.Routes, func(t routeRecord) root.Route { return root.Route(t) }),
 		Deploy: root.Deploy{
 			Strategy: root.Strategy(d.Strategy), MaxUnavailable: d.MaxUnavailable, WaitTimeout: d.WaitTimeout, ReleaseCommand: d.ReleaseCommand,
-			ReleaseTimeout: d.ReleaseTimeout, ReleaseGuest: (*root.Guest)(d.ReleaseGuest), SeedCommand: d.SeedCommand, Restart: d.Restart,
+			ReleaseTimeout: d.ReleaseTimeout, ReleaseGuest: (*root.Guest)(d.ReleaseGuest), SeedCommand: d.SeedCommand, Ran: d.Ran, Restart: d.Restart,
 			Smoke: d.Smoke, Detach: d.Detach, UpdateOnly: d.UpdateOnly, Standby: d.Standby, MaxConcurrent: d.MaxConcurrent,
 			Regions: convert(d.Regions, func(r string) root.Region { return root.Region(r) }), OnlyGroups: d.OnlyGroups,
 			OnlyMachines: convert(d.OnlyMachines, func(m string) root.MachineID { return root.MachineID(m) }), Webhook: d.Webhook,

@@ -78,7 +78,7 @@ func (h *handlers) newRelease(r *http.Request, app root.AppName) (n control.NewR
 	if err := route.ReadJSON(r, &in, false); err != nil {
 		return n, nil, err
 	}
-	n = control.NewRelease{Image: in.Image, Definition: in.Definition, Reason: in.Reason, Description: in.Description}
+	n = control.NewRelease{Image: in.Image, Definition: in.Definition, Reason: in.Reason, Description: in.Description, RunCommands: in.RunRelease}
 	if len(in.Definition) == 0 {
 		now, err := h.Releases.Get(r.Context(), route.Actor(r), app, 0)
 		if root.CodeOf(err) == root.CodeNoRelease {
