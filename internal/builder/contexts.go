@@ -27,6 +27,8 @@ const (
 	contextBudget = 2 * root.GiB
 	// keepManifest is how long a manifest waits for its build.
 	keepManifest = 24 * time.Hour
+	// bootMark is no app's name.
+	bootMark = ".boot"
 	// freshUse is how exactly the time of a file's last use is known.
 	freshUse = time.Hour
 )
@@ -34,7 +36,7 @@ const (
 // contexts keeps the files of uploaded build contexts by digest, for each app
 // its own: who knows a digest must not get another's file.
 //
-//	<dir>/boot                     the boot in which all this was written
+//	<dir>/.boot                    the boot in which all this was written; no app has such a name
 //	<dir>/<app>/manifests/<hex>    JSON
 //	<dir>/<app>/blobs/<hex>        mode 0600; the time of change is that of the last use
 //
@@ -54,7 +56,7 @@ func openContexts(dir string, budget root.Bytes) (*contexts, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("build contexts: %w", err)
 	}
-	mark := filepath.Join(dir, "boot")
+	mark := filepath.Join(dir, bootMark)
 	if was, err := os.ReadFile(mark); err != nil || !bytes.Equal(was, boot) {
 		if err := errors.Join(emptyDir(dir), os.WriteFile(mark, boot, 0o600)); err != nil {
 			return nil, fmt.Errorf("build contexts: %w", err)
@@ -146,6 +148,9 @@ func (c *contexts) receive(app root.AppName, id digest.Digest, r io.Reader) erro
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	return buildcontext.ReadBlobs(r, func(d digest.Digest, size int64, body io.Reader) error {
+		if err := roomFor(c.dir); err != nil { // it was when the list came, for one of many
+			return err
+		}
 		want, ok := sizes[d]
 		if !ok || want != size {
 			return root.Errorf(root.Invalid, "%s is not a file of the build context", d)

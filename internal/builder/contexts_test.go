@@ -39,6 +39,25 @@ func stream(t *testing.T, s *buildcontext.Scanned, wanted ...digest.Digest) []by
 	return b.Bytes()
 }
 
+// Whatever name an app may have, its files have a place.
+func TestContextOfAnyApp(t *testing.T) {
+	t.Parallel()
+	c, err := openContexts(t.TempDir(), contextBudget)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, manifest := scan(t, source(t, map[string]string{"a": "a"}))
+	for _, name := range []string{"boot", "blobs", "manifests", "x"} {
+		app, err := root.ParseAppName(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := c.begin(app, bytes.NewReader(manifest)); err != nil {
+			t.Errorf("app %s: %v", app, err)
+		}
+	}
+}
+
 // Only what changed is sent, and what arrived before a connection broke is not
 // sent again.
 func TestContextDelta(t *testing.T) {
@@ -190,7 +209,7 @@ func TestContextCollect(t *testing.T) {
 	if _, err := os.Stat(c.manifest("shop", id)); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("manifest after two days: got %v, want none", err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "boot"), []byte("another"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, bootMark), []byte("another"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if c, err = openContexts(dir, 8); err != nil {
