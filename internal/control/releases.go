@@ -744,8 +744,10 @@ func (s *Releases) resume(ctx context.Context) {
 func (s *Releases) carry(ctx, work context.Context, app root.AppName, cancel context.CancelCauseFunc) {
 	err := s.Store.HoldRollout(ctx, app, s.Host, func(ctx context.Context) error { return s.rollout(ctx, work, app, cancel) })
 	cancel(nil)
-	if err != nil && ctx.Err() == nil && !root.IsKind(err, root.NotFound) && !root.IsKind(err, root.Conflict) {
-		s.Log.Error("rollout could not go on and is tried again", "app", app, "err", err)
+	if err != nil && ctx.Err() == nil && !root.IsKind(err, root.Conflict) {
+		if !root.IsKind(err, root.NotFound) { // it has ended, or its app has gone
+			s.Log.Error("rollout could not go on and is tried again", "app", app, "err", err)
+		}
 		select {
 		case <-ctx.Done():
 		case <-time.After(retryRollout):

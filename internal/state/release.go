@@ -187,7 +187,8 @@ func (s *Store) Rollouts(ctx context.Context) ([]root.Rollout, error) {
 		}
 		var r rolloutRecord
 		if err := decode(kv.Value, rolloutVersion, &r); err != nil {
-			return err
+			s.unreadable(kv, err) // it must not hold up those of other apps
+			return nil
 		}
 		all = append(all, r.root())
 		return nil

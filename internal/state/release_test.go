@@ -172,3 +172,15 @@ func TestReleaseEventsAreFollowed(t *testing.T) {
 		t.Errorf("event of no release: got %v", err)
 	}
 }
+
+// A journal that this version cannot read does not hold up other apps'.
+func TestUnreadableRolloutIsSkipped(t *testing.T) {
+	s, _ := oneRelease(t)
+	if _, err := s.client.Put(t.Context(), journalKey("future"), `{"v":99}`); err != nil {
+		t.Fatal(err)
+	}
+	all, err := s.Rollouts(t.Context())
+	if err != nil || len(all) != 1 || all[0].App != "shop" {
+		t.Errorf("got %+v, %v, want the one of shop", all, err)
+	}
+}

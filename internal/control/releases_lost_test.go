@@ -1,0 +1,89 @@
+package control
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	root "github.com/roost-run/roost"
+)
+
+// An image that is lost keeps no other from being kept, and who wants it back
+// is told what to do.
+func TestLostImage(t *testing.T) {
+	d := newDeployment(t)
+	for _, image := range []string{"one", "two", "three"} {
+		d.release(definition(image, nil))
+	}
+	d.images.mu.Lock()
+	d.images.lost = []root.Digest{"sha256:two"}
+	d.images.mu.Unlock()
+	d.release(definition("four", nil))
+	d.images.mu.Lock()
+	got := slices.Sorted(slices.Values(d.images.protected["releases/shop"]))
+	d.images.mu.Unlock()
+	if want := []root.Digest{"sha256:four", "sha256:one", "sha256:three"}; !slices.Equal(got, want) {
+		t.Errorf("protected: got %v, want %v", got, want)
+	}
+	_, _, err := d.Releases.Rollback(t.Context(), admin, "shop", 2, Rollback{})
+	d.want(err, root.Precondition, "is no longer on this host")
+	if left, err := d.store.Rollouts(t.Context()); err != nil || len(left) != 0 {
+		t.Errorf("rollouts left: %v, %v", left, err)
+	}
+	d.expect("after a rollback that was refused", "app four v4 started", "worker four v4 started")
+}
+
+// killedAt begins a release with a command in a process that dies there.
+func (d *deployment) killedAt(point string) *root.Release {
+	d.t.Helper()
+	n := definition("one", nil)
+	n.Deploy.ReleaseCommand = []string{"migrate"}
+	died := d.life(point)
+	r, err := d.Releases.Create(d.t.Context(), admin, "shop", n)
+	d.must(err)
+	select {
+	case <-died:
+	case <-time.After(3 * patience):
+		d.t.Fatalf("the rollout never came to %s", point)
+	}
+	return r
+}
+
+// A command whose machine has left no trace may have run: it is not run again.
+func TestCommandWithoutTrace(t *testing.T) {
+	d := newDeployment(t)
+	r := d.killedAt("command:made")
+	d.end()
+	for id := range d.machines() {
+		if _, err := d.store.DeleteMachine(t.Context(), root.MachineID(id)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, err := d.base.Delete(t.Context(), "tombstones/", clientv3.WithPrefix())
+	d.must(err)
+	if graves, err := d.store.Tombstones(t.Context(), "shop"); err != nil || len(graves) != 0 {
+		t.Fatalf("tombstones: %v, %v", graves, err)
+	}
+	d.life("")
+	end := d.ended(r.Version)
+	if end.Progress.Status != root.ReleaseFailed || !strings.Contains(end.Progress.Message, "not run twice") || d.host.began.Load() != 0 {
+		t.Errorf("got %s %q, the command ran %d times; want failed, and not run", end.Progress.Status, end.Progress.Message, d.host.began.Load())
+	}
+	d.expect("after the failure")
+}
+
+// A process died after it had started a command and before that was written
+// down: the command counts.
+func TestCommandThatRanBefore(t *testing.T) {
+	d := newDeployment(t)
+	d.host.late.Store(true)
+	r := d.killedAt("command:made")
+	d.life("")
+	end := d.ended(r.Version)
+	if end.Progress.Status != root.ReleaseComplete || d.host.began.Load() != 1 {
+		t.Errorf("got %s %q, the command ran %d times; want complete, and once", end.Progress.Status, end.Progress.Message, d.host.began.Load())
+	}
+}
