@@ -20,14 +20,19 @@ const (
 	ownWeight = "5"   // version 2
 )
 
+// ownPIDs is how many processes and threads such a group may have: a fork bomb
+// in a build must not take the host's. A machine may have as many.
+const ownPIDs = "8192"
+
 // ownLeaf is the group, below such a group, of the process itself. What it
 // starts may have groups beside it: in version 2 only leaves have processes.
 const ownLeaf = "main"
 
 // Join moves a process, and what it will start, into a group beside the
 // containers', which is made if need be: it counts towards the parent's limit,
-// and may use so much memory itself; 0 is no limit of its own. Such a group is
-// no container; RemoveGroup removes it.
+// and may use so much memory itself; 0 is no limit of its own. The number of
+// its processes is limited, too. Such a group is no container; RemoveGroup
+// removes it.
 func (p *Parent) Join(group string, pid int, memory root.Bytes) error {
 	if err := p.join(group, strconv.Itoa(pid), memory); err != nil {
 		return fmt.Errorf("move process %d into control group %s: %w", pid, p.Path(group), err)
@@ -49,7 +54,7 @@ func (p *Parent) join(group, pid string, memory root.Bytes) error {
 				return err
 			}
 		}
-		if err := h.limitMemory(name, l); err != nil {
+		if err := errors.Join(h.limitMemory(name, l), writeFile(h.file("pids", name, "pids.max"), ownPIDs)); err != nil {
 			return err
 		}
 		for _, c := range []string{"memory", "pids", "cpu", "cpuacct"} {
@@ -65,7 +70,7 @@ func (p *Parent) join(group, pid string, memory root.Bytes) error {
 		if err := os.MkdirAll(h.dir(leaf), 0o755); err != nil {
 			return err
 		}
-		if err := h.limitMemory(name, l); err != nil {
+		if err := errors.Join(h.limitMemory(name, l), writeFile(h.file(name, "pids.max"), ownPIDs)); err != nil {
 			return err
 		}
 		if err := h.allowSwap(name, l, memory == 0); err != nil {

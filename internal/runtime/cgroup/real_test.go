@@ -212,3 +212,49 @@ func TestRealReclaim(t *testing.T) {
 		t.Errorf("frozen: got %v, %v", frozen, err)
 	}
 }
+
+// TestRealJoin: a group of the platform's own has limits, of processes too, and
+// goes with what is in it.
+func TestRealJoin(t *testing.T) {
+	p, _ := newParent(t)
+	const group = "builds"
+	t.Cleanup(func() {
+		if err := p.RemoveGroup(group); err != nil {
+			t.Error(err)
+		}
+	})
+	cmd := exec.CommandContext(t.Context(), "/bin/sleep", "inf")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait() // the kill's status
+	})
+	if err := p.Join(group, cmd.Process.Pid, 64*root.MiB); err != nil {
+		t.Fatal(err)
+	}
+	if _, limit, err := p.h.memory(p.Path(group)); err != nil || limit != 64*root.MiB {
+		t.Errorf("memory: got %s, %v, want 64 MB", limit, err)
+	}
+	var limits []string
+	for _, dir := range dirs(p, group) {
+		data, err := os.ReadFile(filepath.Join(dir, "pids.max"))
+		if errors.Is(err, os.ErrNotExist) { // another controller's hierarchy
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		limits = append(limits, strings.TrimSpace(string(data)))
+	}
+	if want := []string{"8192"}; !slices.Equal(limits, want) {
+		t.Errorf("processes: got %v, want %v", limits, want)
+	}
+	if err := p.RemoveGroup(group); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err == nil {
+		t.Error("the group went, what was in it stayed")
+	}
+}
