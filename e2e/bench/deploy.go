@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -158,10 +157,7 @@ func (w *world) deploy(ctx context.Context) (err error) {
 
 // watchPage asks for the landing page, past its cache, until it says text.
 func (w *world) watchPage(ctx context.Context, text string, seen chan<- time.Time) {
-	hc := &http.Client{Timeout: patience, Transport: &http.Transport{DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
-		var d net.Dialer
-		return d.DialContext(ctx, network, w.Edge)
-	}}}
+	hc := &http.Client{Timeout: patience, Transport: &http.Transport{DialContext: w.DialEdge}}
 	defer hc.CloseIdleConnections()
 	for n := 0; ctx.Err() == nil; n++ {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://%s.localhost/?n=%d", deployed, n), nil)

@@ -3,12 +3,10 @@
 package compat
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net/http"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -19,6 +17,7 @@ import (
 	"github.com/superfly/fly-go/tokens"
 
 	"github.com/roost-run/roost/e2e/instance"
+	"github.com/roost-run/roost/e2e/suite"
 )
 
 // in is the instance that all tests share; probe is an image that it has.
@@ -27,38 +26,17 @@ var in *instance.Instance
 const probe = "registry.localhost/probe:latest"
 
 func TestMain(m *testing.M) {
-	code, err := run(m)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "e2e/compat:", err)
-		code = 1
-	}
-	os.Exit(code)
-}
-
-func run(m *testing.M) (code int, err error) {
-	if os.Getuid() != 0 {
-		return 1, errors.New("these tests need root: machines need namespaces, mounts and control groups")
-	}
-	ctx := context.Background()
-	binary, err := filepath.Abs(cmp.Or(os.Getenv("E2E_ROOST"), "../../bin/roost"))
-	if err != nil {
-		return 1, err
-	}
-	if in, err = instance.Start(ctx, binary, "--swap=none"); err != nil {
-		return 1, err
-	}
-	defer func() { err = errors.Join(err, in.Close(ctx)) }()
-	archive := filepath.Join(in.Dir, "probe.tar")
-	if err := instance.BuildArchive(ctx, "../real/probe", probe, archive); err != nil {
-		return 1, err
-	}
-	if _, err := in.CLI(ctx, "image", "load", archive); err != nil {
-		return 1, err
-	}
-	if code = m.Run(); code != 0 {
-		fmt.Fprintf(os.Stderr, "the platform's last words:\n%s\n", in.LogTail(20))
-	}
-	return code, nil
+	suite.Main(m, 0, func(ctx context.Context, s *suite.Suite) (err error) {
+		if in, err = s.Share(ctx, "--swap=none"); err != nil {
+			return err
+		}
+		archive := filepath.Join(s.Dir, "probe.tar")
+		if err := instance.BuildArchive(ctx, "../real/probe", probe, archive); err != nil {
+			return err
+		}
+		_, err = in.CLI(ctx, "image", "load", archive)
+		return err
+	})
 }
 
 type quiet struct{}

@@ -64,11 +64,11 @@ func run(ctx context.Context, binary string, keep, withDjango bool) (err error) 
 	if withDjango {
 		s := django.New(in, source)
 		defer s.Close()
-		host, told = s.Host(), django.Tell(ctx, os.Stdout, s)
+		host, told = s.Host(), instance.Tell(ctx, os.Stdout, django.Steps(), s)
 	} else {
 		s := story.New(in, source)
 		defer s.Close()
-		host, told = s.Host(), story.Tell(ctx, os.Stdout, s)
+		host, told = s.Host(), instance.Tell(ctx, os.Stdout, story.Steps(), s)
 	}
 	if told != nil {
 		fmt.Printf("\nThe platform's last words:\n%s\n\n", in.LogTail(30))

@@ -21,7 +21,7 @@ func TestClientKilled(t *testing.T) {
 	old, next := h.image("gone", "old"), h.image("gone", "new")
 	dir := h.folder("gone", "[deploy]\n  release_command = \"files /app\"\n")
 	h.mustDeploy(dir, old)
-	cmd := exec.CommandContext(t.Context(), binary, "deploy", dir, "--yes", "--image", next)
+	cmd := exec.CommandContext(t.Context(), tests.Binary, "deploy", dir, "--yes", "--image", next)
 	cmd.Env = append(os.Environ(), "ROOST_URL=unix://"+filepath.Join(h.Run(), "api.sock"), "HOME="+h.Dir)
 	said, err := cmd.StderrPipe()
 	if err != nil {

@@ -96,7 +96,7 @@ func (l *load) talks(ctx context.Context) {
 	for ctx.Err() == nil {
 		opened := time.Now()
 		c, resp, err := websocket.Dial(ctx, "ws://"+l.app+".localhost/ws", &websocket.DialOptions{
-			HTTPClient: &http.Client{Transport: &http.Transport{DialContext: l.h.dial}},
+			HTTPClient: &http.Client{Transport: &http.Transport{DialContext: l.h.DialEdge}},
 		})
 		if resp != nil && resp.Body != nil {
 			_ = resp.Body.Close()

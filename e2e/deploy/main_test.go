@@ -5,81 +5,41 @@
 package deploy
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
-	"flag"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/roost-run/roost/e2e/instance"
+	"github.com/roost-run/roost/e2e/suite"
 	"github.com/roost-run/roost/machines"
 )
 
 // parallel is how many tests run at once unless -parallel says so.
-const parallel = "3"
+const parallel = 3
 
 // patience bounds what a test waits for: generous, since other tests share
 // the processors.
 const patience = time.Minute
 
 var (
-	binary  string
+	tests   *suite.Suite
 	program *instance.Program // the probe
-	top     string            // where its images are written
-
-	marksMu sync.Mutex
-	marks   []string // what the instances leave on the host while they run
 )
 
 func TestMain(m *testing.M) {
-	flag.Parse()
-	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue {
-		if err := f.Value.Set(parallel); err != nil {
-			panic(err)
-		}
-	}
-	code, err := run(m)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "e2e/deploy:", err)
-		code = 1
-	}
-	os.Exit(code)
-}
-
-func run(m *testing.M) (code int, err error) {
-	if os.Getuid() != 0 {
-		return 1, errors.New("these tests need root: machines need namespaces, mounts and control groups")
-	}
-	ctx := context.Background()
-	before, err := instance.ReadHost(ctx)
-	if err != nil {
-		return 1, err
-	}
-	if binary, err = filepath.Abs(cmp.Or(os.Getenv("E2E_BINARY"), "../../bin/roost")); err != nil {
-		return 1, err
-	}
-	if top, err = os.MkdirTemp("", "deploy-"); err != nil {
-		return 1, err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(top)) }()
-	if program, err = instance.BuildProgram(ctx, "../real/probe", filepath.Join(top, "probe"), ""); err != nil {
-		return 1, err
-	}
-	if code = m.Run(); code != 0 {
-		return code, nil
-	}
-	return code, instance.CheckRestored(ctx, before, marks, marks...)
+	suite.Main(m, parallel, func(ctx context.Context, s *suite.Suite) (err error) {
+		tests = s
+		program, err = instance.BuildProgram(ctx, "../real/probe", filepath.Join(s.Dir, "probe"), "")
+		return err
+	})
 }
 
 // host is a Roost of a test's own.
@@ -90,22 +50,7 @@ type host struct {
 
 func newHost(t *testing.T, settings ...string) *host {
 	t.Helper()
-	in, err := instance.Start(t.Context(), binary, append([]string{"--swap=file:256MB"}, settings...)...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	marksMu.Lock()
-	marks = append(marks, in.Marks()...)
-	marksMu.Unlock()
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("the platform's last words:\n%s", in.LogTail(30))
-		}
-		if err := in.Close(context.WithoutCancel(t.Context())); err != nil {
-			t.Error(err)
-		}
-	})
-	return &host{in, t}
+	return &host{tests.Own(t, append([]string{"--swap=file:256MB"}, settings...)...), t}
 }
 
 // image makes an image of the probe that says which one it is, loads it, and
@@ -200,25 +145,13 @@ func (h *host) ended(app string) (newest release) {
 
 func (h *host) eventually(look func() (missing string)) {
 	h.t.Helper()
-	deadline := time.Now().Add(patience)
-	for {
-		missing := look()
-		if missing == "" {
-			return
-		}
-		if time.Now().After(deadline) {
-			h.t.Fatalf("after %s: %s", patience, missing)
-		}
-		if err := instance.Pause(h.t.Context(), 50*time.Millisecond); err != nil {
-			h.t.Fatal(err)
-		}
-	}
+	suite.Eventually(h.t, patience, look)
 }
 
 // serves asks which image answers.
 func (h *host) serves(app string) string {
 	h.t.Helper()
-	hc := &http.Client{Timeout: instance.RequestTimeout, Transport: &http.Transport{DisableKeepAlives: true, DialContext: h.dial}}
+	hc := &http.Client{Timeout: instance.RequestTimeout, Transport: &http.Transport{DisableKeepAlives: true, DialContext: h.DialEdge}}
 	req, err := http.NewRequestWithContext(h.t.Context(), http.MethodGet, "http://"+app+".localhost/file?path=/release", nil)
 	if err != nil {
 		h.t.Fatal(err)
@@ -235,21 +168,11 @@ func (h *host) serves(app string) string {
 	return string(body)
 }
 
-func (h *host) dial(ctx context.Context, network, _ string) (net.Conn, error) {
-	var d net.Dialer
-	return d.DialContext(ctx, network, h.Edge)
-}
-
-// admin calls the API as root on the host.
-func (h *host) admin() *machines.Client {
-	return machines.New(machines.Options{BaseURL: "unix://" + filepath.Join(h.Run(), "api.sock")})
-}
-
 // started waits until an app has so many machines that run.
 func (h *host) started(app string, count int) {
 	h.t.Helper()
 	h.eventually(func() string {
-		list, err := h.admin().List(h.t.Context(), app, machines.ListOptions{})
+		list, err := h.AsRoot().List(h.t.Context(), app, machines.ListOptions{})
 		if err != nil {
 			h.t.Fatal(err)
 		}
@@ -265,7 +188,7 @@ func (h *host) started(app string, count int) {
 // there are so many.
 func (h *host) runs(app, image string, count int) {
 	h.t.Helper()
-	list, err := h.admin().List(h.t.Context(), app, machines.ListOptions{})
+	list, err := h.AsRoot().List(h.t.Context(), app, machines.ListOptions{})
 	if err != nil {
 		h.t.Fatal(err)
 	}

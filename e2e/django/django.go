@@ -13,8 +13,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -26,12 +24,6 @@ import (
 	"github.com/roost-run/roost/e2e/instance"
 	"github.com/roost-run/roost/machines"
 )
-
-// Step is one thing that is shown. Run says in a few words what was seen.
-type Step struct {
-	Name string
-	Run  func(ctx context.Context, s *Shop) (seen string, err error)
-}
 
 // Shop is the state that the steps share.
 type Shop struct {
@@ -67,13 +59,7 @@ func Settings() []string {
 func New(in *instance.Instance, source string) *Shop {
 	return &Shop{
 		Instance: in, Source: source, dir: filepath.Join(in.Dir, app), api: in.Client(in.Token),
-		http: &http.Client{
-			Timeout: instance.RequestTimeout,
-			Transport: &http.Transport{DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
-				var d net.Dialer
-				return d.DialContext(ctx, network, in.Edge) // whatever the name says
-			}},
-		},
+		http: in.Visitor(),
 	}
 }
 
@@ -83,43 +69,27 @@ func (s *Shop) Close() { s.http.CloseIdleConnections() }
 // Host is the app's hostname.
 func (s *Shop) Host() string { return app + ".localhost" }
 
-// Tell runs the steps and writes a line about each.
-func Tell(ctx context.Context, w io.Writer, s *Shop) error {
-	steps := Steps()
-	for i, step := range steps {
-		start := time.Now()
-		seen, err := step.Run(ctx, s)
-		took := time.Since(start).Round(10 * time.Millisecond)
-		if err != nil {
-			fmt.Fprintf(w, "FAIL %2d/%d %7s  %s\n", i+1, len(steps), took, step.Name)
-			return fmt.Errorf("%s: %w", step.Name, err)
-		}
-		fmt.Fprintf(w, "ok   %2d/%d %7s  %s: %s\n", i+1, len(steps), took, step.Name, seen)
-	}
-	return nil
-}
-
 // Steps are the story, in order.
-func Steps() []Step {
-	return []Step{
-		{"the base image under its usual name, without an image hub", baseImage},
-		{"an app with its secrets", secretsFirst},
-		{"roost deploy in its folder: build, migrate, machines, checks", firstDeploy},
-		{"a page is served by gunicorn, then from its cache", page},
-		{"the health check sees the machine's own memory", ownFigures},
-		{"receipts: a serverless machine is made, the request replayed there", receipts},
-		{"the worker works", worker},
-		{"everything sleeps: statics are served and wake nobody", statics},
-		{"a page wakes the web machine", wakes},
-		{"a migration that fails: refused, its output shown, the old release serves", brokenMigration},
-		{"a check that fails for ALLOWED_HOSTS: refused, the cause named", brokenHosts},
-		{"a changed line, deployed under load", changedLine},
-		{"nothing changed", nothingChanged},
-		{"a secret is changed under load", rotation},
-		{"rollback to the first release", rollback},
-		{"scale to two machines, not to two in one region, and back", scale},
-		{"without swap: out of memory is said to be that", outOfMemory},
-		{"with the article's own swap lines: it lives", articleSwap},
+func Steps() []instance.Step[*Shop] {
+	return []instance.Step[*Shop]{
+		{Name: "the base image under its usual name, without an image hub", Run: baseImage},
+		{Name: "an app with its secrets", Run: secretsFirst},
+		{Name: "roost deploy in its folder: build, migrate, machines, checks", Run: firstDeploy},
+		{Name: "a page is served by gunicorn, then from its cache", Run: page},
+		{Name: "the health check sees the machine's own memory", Run: ownFigures},
+		{Name: "receipts: a serverless machine is made, the request replayed there", Run: receipts},
+		{Name: "the worker works", Run: worker},
+		{Name: "everything sleeps: statics are served and wake nobody", Run: statics},
+		{Name: "a page wakes the web machine", Run: wakes},
+		{Name: "a migration that fails: refused, its output shown, the old release serves", Run: brokenMigration},
+		{Name: "a check that fails for ALLOWED_HOSTS: refused, the cause named", Run: brokenHosts},
+		{Name: "a changed line, deployed under load", Run: changedLine},
+		{Name: "nothing changed", Run: nothingChanged},
+		{Name: "a secret is changed under load", Run: rotation},
+		{Name: "rollback to the first release", Run: rollback},
+		{Name: "scale to two machines, not to two in one region, and back", Run: scale},
+		{Name: "without swap: out of memory is said to be that", Run: outOfMemory},
+		{Name: "with the article's own swap lines: it lives", Run: articleSwap},
 	}
 }
 
@@ -226,23 +196,7 @@ func firstDeploy(ctx context.Context, s *Shop) (string, error) {
 
 // get asks the app for a path and returns the answer with its whole body.
 func (s *Shop) get(ctx context.Context, path string) (*http.Response, []byte, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.Host()+path, nil)
-	if err != nil {
-		return nil, nil, err
-	}
-	resp, err := s.http.Do(req)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return nil, nil, fmt.Errorf("GET %s: %w", path, err)
-	}
-	if resp.StatusCode != http.StatusOK {
-		return resp, body, fmt.Errorf("GET %s: status %d, Roost-Error %q: %.300s", path, resp.StatusCode, resp.Header.Get("Roost-Error"), body)
-	}
-	return resp, body, nil
+	return instance.Get(ctx, s.http, s.Host(), path)
 }
 
 // servedBy is the machine that the shop says answered.

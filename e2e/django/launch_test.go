@@ -1,13 +1,9 @@
 package django
 
 import (
-	"cmp"
-	"context"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -22,22 +18,7 @@ import (
 // command, for a Django project as startproject makes it, a Flask app and a
 // static site. What is a file is served while every machine sleeps.
 func TestLaunch(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Fatal("this test needs root: machines need namespaces, mounts and control groups")
-	}
-	source, err := filepath.Abs("../..")
-	if err != nil {
-		t.Fatal(err)
-	}
-	in, err := instance.Start(t.Context(), cmp.Or(os.Getenv("E2E_BINARY"), filepath.Join(source, "bin", "roost")), Settings()...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := in.Close(context.WithoutCancel(t.Context())); err != nil {
-			t.Error(err)
-		}
-	}()
+	in, source := tests.Own(t, Settings()...), tests.Source
 	if _, err := in.LoadBase(t.Context(), source); err != nil {
 		t.Fatal(err)
 	}
@@ -98,10 +79,7 @@ func TestLaunch(t *testing.T) {
 // fetch returns status, content type and body.
 func fetch(t *testing.T, in *instance.Instance, app, path string) string {
 	t.Helper()
-	hc := &http.Client{Timeout: instance.RequestTimeout, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
-		var d net.Dialer
-		return d.DialContext(ctx, network, in.Edge)
-	}}}
+	hc := &http.Client{Timeout: instance.RequestTimeout, Transport: &http.Transport{DisableKeepAlives: true, DialContext: in.DialEdge}}
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+app+".localhost"+path, nil)
 	if err != nil {
 		t.Fatal(err)

@@ -77,14 +77,14 @@ func TestBuildIsolation(t *testing.T) {
 	t.Parallel()
 	i := ownInstance(t, "--build-memory=160MB")
 	app := "shop"
-	if _, err := clientOf(i).CreateApp(t.Context(), machines.CreateAppRequest{Name: app, OrgSlug: "personal"}); err != nil {
+	if _, err := i.AsRoot().CreateApp(t.Context(), machines.CreateAppRequest{Name: app, OrgSlug: "personal"}); err != nil {
 		t.Fatal(err)
 	}
-	m, err := clientOf(i).Create(t.Context(), app, machines.CreateRequest{Config: web()})
+	m, err := i.AsRoot().Create(t.Context(), app, machines.CreateRequest{Config: web()})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := clientOf(i).Wait(t.Context(), app, m.ID, machines.WaitOptions{State: machines.StateStarted, Timeout: patience}); err != nil {
+	if _, err := i.AsRoot().Wait(t.Context(), app, m.ID, machines.WaitOptions{State: machines.StateStarted, Timeout: patience}); err != nil {
 		t.Fatal(err)
 	}
 

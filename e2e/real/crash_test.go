@@ -19,7 +19,7 @@ import (
 func ownApp(t *testing.T, i *instance.Instance) string {
 	t.Helper()
 	const name = "shop"
-	_, err := clientOf(i).CreateApp(t.Context(), machines.CreateAppRequest{Name: name, OrgSlug: "personal"})
+	_, err := i.AsRoot().CreateApp(t.Context(), machines.CreateAppRequest{Name: name, OrgSlug: "personal"})
 	want(t, err)
 	return name
 }
@@ -27,9 +27,9 @@ func ownApp(t *testing.T, i *instance.Instance) string {
 // up makes a machine on an instance and waits until it runs.
 func up(t *testing.T, i *instance.Instance, app string, c machines.Config) *machines.Machine {
 	t.Helper()
-	m, err := clientOf(i).Create(t.Context(), app, machines.CreateRequest{Config: c})
+	m, err := i.AsRoot().Create(t.Context(), app, machines.CreateRequest{Config: c})
 	want(t, err)
-	_, err = clientOf(i).Wait(t.Context(), app, m.ID, machines.WaitOptions{Timeout: patience})
+	_, err = i.AsRoot().Wait(t.Context(), app, m.ID, machines.WaitOptions{Timeout: patience})
 	want(t, err)
 	return m
 }
@@ -51,7 +51,7 @@ func settled(t *testing.T, i *instance.Instance, app string) []machines.Machine 
 	var list []machines.Machine
 	eventually(t, func() string {
 		var err error
-		if list, err = clientOf(i).List(t.Context(), app, machines.ListOptions{}); err != nil {
+		if list, err = i.AsRoot().List(t.Context(), app, machines.ListOptions{}); err != nil {
 			return err.Error()
 		}
 		for _, m := range list {
@@ -116,8 +116,8 @@ func TestEverythingKilled(t *testing.T) {
 	i := ownInstance(t)
 	app := ownApp(t, i)
 	runs, sleeps := up(t, i, app, web()), up(t, i, app, web())
-	want(t, clientOf(i).Suspend(t.Context(), app, sleeps.ID))
-	_, err := clientOf(i).Wait(t.Context(), app, sleeps.ID, machines.WaitOptions{State: machines.StateSuspended, Timeout: patience})
+	want(t, i.AsRoot().Suspend(t.Context(), app, sleeps.ID))
+	_, err := i.AsRoot().Wait(t.Context(), app, sleeps.ID, machines.WaitOptions{State: machines.StateSuspended, Timeout: patience})
 	want(t, err)
 	want(t, answers(i, app, "/"))
 	var pids []int
@@ -170,7 +170,7 @@ func TestControlKilledAtWork(t *testing.T) {
 	t.Parallel()
 	i := ownInstance(t)
 	app := ownApp(t, i)
-	c := clientOf(i)
+	c := i.AsRoot()
 	first := up(t, i, app, web())
 	stop := load(t, i, app)
 	var mu sync.Mutex
@@ -236,7 +236,7 @@ func TestLogsSurvive(t *testing.T) {
 	m := up(t, i, app, job("wait", "stubborn"))
 	eventually(t, func() string { return lacks(logOf(t, i, app, m.ID, "app"), "waiting") })
 	for n := range 3 {
-		want(t, clientOf(i).Signal(t.Context(), app, m.ID, "SIGUSR1"))
+		want(t, i.AsRoot().Signal(t.Context(), app, m.ID, "SIGUSR1"))
 		killControl(t, i)
 		eventually(t, func() string {
 			r, err := i.CLI(t.Context(), "logs", "--app", app, "--machine", m.ID, "--no-tail", "--lines", "0")

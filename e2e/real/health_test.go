@@ -32,7 +32,7 @@ func says(t *testing.T, i *instance.Instance, app, id, status string, parts ...s
 	t.Helper()
 	var got machines.Status
 	eventually(t, func() string {
-		m, err := clientOf(i).Get(t.Context(), app, id)
+		m, err := i.AsRoot().Get(t.Context(), app, id)
 		if err != nil {
 			return err.Error()
 		}

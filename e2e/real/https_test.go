@@ -75,7 +75,7 @@ func TestHTTPS(t *testing.T) {
 	i := ownInstance(t, "--listen=127.0.0.1:"+strconv.Itoa(plain)+"=80,127.0.0.1:"+strconv.Itoa(secure)+"=443",
 		"--acme-ca="+authority.Directory, "--acme-root="+authority.RootFile)
 	ctx := t.Context()
-	api := clientOf(i)
+	api := i.AsRoot()
 	if _, err := api.CreateApp(ctx, machines.CreateAppRequest{Name: "shop", OrgSlug: "personal"}); err != nil {
 		t.Fatal(err)
 	}

@@ -5,25 +5,21 @@ package real
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/roost-run/roost/e2e/instance"
+	"github.com/roost-run/roost/e2e/suite"
 	"github.com/roost-run/roost/machines"
 )
 
@@ -31,41 +27,21 @@ import (
 // probe's image.
 var in *instance.Instance
 
-// What instances of their own are made from, for tests that kill processes,
-// and what all instances leave marked on the host while they run.
+// tests is this test binary; archive holds the probe's image.
 var (
-	binary, archive string
-	marksMu         sync.Mutex
-	marks           []string
+	tests   *suite.Suite
+	archive string
 )
 
-// ownInstance is a Roost for one test alone.
+// ownInstance is a Roost for one test alone, for those that kill processes or
+// need other settings.
 func ownInstance(t *testing.T, settings ...string) *instance.Instance {
 	t.Helper()
-	i, err := instance.Start(t.Context(), binary, append([]string{"--swap=file:256MB"}, settings...)...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	marksMu.Lock()
-	marks = append(marks, i.Marks()...)
-	marksMu.Unlock()
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("the platform's last words:\n%s", i.LogTail(20))
-		}
-		if err := i.Close(context.WithoutCancel(t.Context())); err != nil {
-			t.Error(err)
-		}
-	})
+	i := tests.Own(t, append([]string{"--swap=file:256MB"}, settings...)...)
 	if _, err := i.CLI(t.Context(), "image", "load", archive); err != nil {
 		t.Fatal(err)
 	}
 	return i
-}
-
-// clientOf calls the API of an instance as root.
-func clientOf(i *instance.Instance) *machines.Client {
-	return machines.New(machines.Options{BaseURL: "unix://" + filepath.Join(i.Run(), "api.sock")})
 }
 
 const probe = "registry.localhost/probe:latest"
@@ -75,83 +51,32 @@ var sleep = instance.File{Name: "bin/sleep", Link: "/app"}
 
 // parallel is how many tests run at once unless -parallel says so: most of
 // their time they wait.
-const parallel = "8"
+const parallel = 8
 
 func TestMain(m *testing.M) {
-	flag.Parse()
-	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue {
-		if err := f.Value.Set(parallel); err != nil {
-			panic(err)
+	suite.Main(m, parallel, func(ctx context.Context, s *suite.Suite) (err error) {
+		tests, archive = s, filepath.Join(s.Dir, "probe.tar")
+		if in, err = s.Share(ctx, "--reclaim-after=1s", "--swap=file:1GB", "--hold-timeout=20s"); err != nil {
+			return err
 		}
-	}
-	code, err := run(m)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "e2e/real:", err)
-		code = 1
-	}
-	os.Exit(code)
-}
-
-func run(m *testing.M) (code int, err error) {
-	if os.Getuid() != 0 {
-		return 1, errors.New("these tests need root: machines need namespaces, mounts and control groups")
-	}
-	ctx := context.Background()
-	before, err := instance.ReadHost(ctx)
-	if err != nil {
-		return 1, err
-	}
-	if binary, err = filepath.Abs(cmp.Or(os.Getenv("E2E_BINARY"), "../../bin/roost")); err != nil {
-		return 1, err
-	}
-	in, err = instance.Start(ctx, binary, "--reclaim-after=1s", "--swap=file:1GB", "--hold-timeout=20s")
-	if err != nil {
-		return 1, err
-	}
-	defer func() {
-		err = errors.Join(err, in.Close(ctx))
-		if err == nil {
-			err = instance.CheckRestored(ctx, before, marks, marks...)
+		if err := instance.BuildArchive(ctx, "./probe", probe, archive, sleep); err != nil {
+			return err
 		}
-	}()
-	marks = in.Marks()
-	archive = filepath.Join(in.Dir, "probe.tar")
-	if err := instance.BuildArchive(ctx, "./probe", probe, archive, sleep); err != nil {
-		return 1, err
-	}
-	if _, err := in.CLI(ctx, "image", "load", archive); err != nil {
-		return 1, err
-	}
-	code = m.Run()
-	if code != 0 {
-		fmt.Fprintf(os.Stderr, "the platform's last words:\n%s\n", in.LogTail(20))
-	}
-	return code, nil
+		_, err = in.CLI(ctx, "image", "load", archive)
+		return err
+	})
 }
 
 // admin calls the API as root on the host: through the socket, without token.
-func admin() *machines.Client { return clientOf(in) }
+func admin() *machines.Client { return in.AsRoot() }
 
 // patience bounds what a test waits for: generous, since other tests share
 // the processors.
 const patience = 30 * time.Second
 
-// eventually polls until look says nothing more is missing.
 func eventually(t *testing.T, look func() (missing string)) {
 	t.Helper()
-	deadline := time.Now().Add(patience)
-	for {
-		missing := look()
-		if missing == "" {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("after %s: %s", patience, missing)
-		}
-		if err := instance.Pause(t.Context(), 50*time.Millisecond); err != nil {
-			t.Fatal(err)
-		}
-	}
+	suite.Eventually(t, patience, look)
 }
 
 // state reads a machine's state.
@@ -332,9 +257,8 @@ func await(t *testing.T, app, id string, want machines.State) {
 	}
 }
 
-var transport = &http.Transport{MaxIdleConnsPerHost: 100, DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
-	var d net.Dialer
-	return d.DialContext(ctx, network, in.Edge)
+var transport = &http.Transport{MaxIdleConnsPerHost: 100, DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+	return in.DialEdge(ctx, network, address)
 }}
 
 // answer is a response with its body read.

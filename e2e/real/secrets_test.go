@@ -149,12 +149,12 @@ func TestSecretsStayHidden(t *testing.T) {
 		run("", append(strings.Fields(show), "-a", "shop")...)
 	}
 	// It did arrive.
-	list, err := clientOf(i).List(t.Context(), "shop", machines.ListOptions{})
+	list, err := i.AsRoot().List(t.Context(), "shop", machines.ListOptions{})
 	want(t, err)
-	r, err := clientOf(i).Exec(t.Context(), "shop", list[0].ID, machines.ExecRequest{Command: []string{"/app", "env"}})
+	r, err := i.AsRoot().Exec(t.Context(), "shop", list[0].ID, machines.ExecRequest{Command: []string{"/app", "env"}})
 	want(t, err)
 	wantText(t, r.Stdout, "KEY="+canary)
-	c := clientOf(i)
+	c := i.AsRoot()
 	for _, path := range []string{"/v1/apps/shop/secrets", "/v1/apps/shop/secrets/KEY", "/v1/apps/shop/machines", "/roost/v1/apps/shop/secrets"} {
 		for _, query := range []string{"", "?show_secrets=true"} {
 			req, err := c.NewRequest(t.Context(), http.MethodGet, path+query, nil)

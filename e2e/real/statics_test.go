@@ -1,10 +1,8 @@
 package real
 
 import (
-	"context"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -198,7 +196,7 @@ func TestStaticsOutliveControl(t *testing.T) {
 	t.Parallel()
 	i := ownInstance(t)
 	app := "files"
-	_, err := clientOf(i).CreateApp(t.Context(), machines.CreateAppRequest{Name: app, OrgSlug: "personal"})
+	_, err := i.AsRoot().CreateApp(t.Context(), machines.CreateAppRequest{Name: app, OrgSlug: "personal"})
 	want(t, err)
 	dir := t.TempDir()
 	archive := filepath.Join(dir, "image.tar")
@@ -207,14 +205,11 @@ func TestStaticsOutliveControl(t *testing.T) {
 	want(t, err)
 	c := web()
 	c.Image, c.Statics = "registry.localhost/files:1", []machines.Static{{GuestPath: "/srv", URLPrefix: "/static"}}
-	m, err := clientOf(i).Create(t.Context(), app, machines.CreateRequest{Config: c})
+	m, err := i.AsRoot().Create(t.Context(), app, machines.CreateRequest{Config: c})
 	want(t, err)
-	_, err = clientOf(i).Wait(t.Context(), app, m.ID, machines.WaitOptions{State: machines.StateStarted, Timeout: patience})
+	_, err = i.AsRoot().Wait(t.Context(), app, m.ID, machines.WaitOptions{State: machines.StateStarted, Timeout: patience})
 	want(t, err)
-	hc := &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
-		var d net.Dialer
-		return d.DialContext(ctx, network, i.Edge)
-	}}}
+	hc := &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true, DialContext: i.DialEdge}}
 	ask := func() string {
 		resp, err := hc.Get("http://" + app + ".localhost/static/app.css")
 		if err != nil {
@@ -234,7 +229,7 @@ func TestStaticsOutliveControl(t *testing.T) {
 		}
 		deadline := time.Now().Add(patience)
 		for {
-			if _, err := clientOf(i).Get(t.Context(), app, m.ID); err == nil || time.Now().After(deadline) {
+			if _, err := i.AsRoot().Get(t.Context(), app, m.ID); err == nil || time.Now().After(deadline) {
 				break
 			}
 		}

@@ -15,7 +15,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -27,6 +26,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/roost-run/roost/e2e/instance"
+	"github.com/roost-run/roost/e2e/suite"
 	"github.com/roost-run/roost/machines"
 )
 
@@ -38,49 +38,16 @@ var sleep = instance.File{Name: "bin/sleep", Link: "/app"}
 var in *instance.Instance
 
 func TestMain(m *testing.M) {
-	code, err := run(m)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "e2e/scripts:", err)
-		code = 1
-	}
-	os.Exit(code)
-}
-
-func run(m *testing.M) (code int, err error) {
-	if os.Getuid() != 0 {
-		return 1, errors.New("these tests need root: machines need namespaces, mounts and control groups")
-	}
-	ctx := context.Background()
-	before, err := instance.ReadHost(ctx)
-	if err != nil {
-		return 1, err
-	}
-	binary := os.Getenv("E2E_ROOST") // another binary than make's
-	if binary == "" {
-		if binary, err = filepath.Abs("../../bin/roost"); err != nil {
-			return 1, err
+	suite.Main(m, 0, func(ctx context.Context, s *suite.Suite) (err error) {
+		if in, err = s.Share(ctx, "--swap=none"); err != nil {
+			return err
 		}
-	}
-	if in, err = instance.Start(ctx, binary, "--swap=none"); err != nil {
-		return 1, err
-	}
-	defer func() {
-		err = errors.Join(err, in.Close(ctx))
-		if err == nil {
-			err = instance.CheckRestored(ctx, before, in.Marks(), in.Dir)
+		if err := instance.BuildArchive(ctx, "../real/probe", probe, archive(), sleep); err != nil {
+			return err
 		}
-	}()
-	if err := instance.BuildArchive(ctx, "../real/probe", probe, archive(), sleep); err != nil {
-		return 1, err
-	}
-	if _, err := in.CLI(ctx, "image", "load", archive()); err != nil {
-		return 1, err
-	}
-	code = m.Run()
-	if code != 0 {
-		fmt.Fprintf(os.Stderr, "the platform's last words:\n%s\n", in.LogTail(20))
-	}
-	return code, nil
+		_, err = in.CLI(ctx, "image", "load", archive())
+		return err
+	})
 }
 
 func archive() string { return filepath.Join(in.Dir, "probe.tar") }
@@ -151,10 +118,7 @@ func get(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
 		ts.Fatalf("usage: get APP PATH")
 	}
-	hc := &http.Client{Timeout: instance.RequestTimeout, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
-		var d net.Dialer
-		return d.DialContext(ctx, network, in.Edge)
-	}}}
+	hc := &http.Client{Timeout: instance.RequestTimeout, Transport: &http.Transport{DisableKeepAlives: true, DialContext: in.DialEdge}}
 	req, err := http.NewRequestWithContext(context.Background(), http.MethodGet, "http://"+args[0]+".localhost"+args[1], nil)
 	ts.Check(err)
 	resp, err := hc.Do(req)

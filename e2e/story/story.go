@@ -12,8 +12,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -26,12 +24,6 @@ import (
 	"github.com/roost-run/roost/e2e/instance"
 	"github.com/roost-run/roost/machines"
 )
-
-// Step is one thing that is shown. Run says in a few words what was seen.
-type Step struct {
-	Name string
-	Run  func(ctx context.Context, s *Story) (seen string, err error)
-}
 
 // Story is the state that the steps share.
 type Story struct {
@@ -65,13 +57,7 @@ func Settings() []string {
 func New(in *instance.Instance, source string) *Story {
 	return &Story{
 		Instance: in, Source: source, app: "store",
-		http: &http.Client{
-			Timeout: instance.RequestTimeout,
-			Transport: &http.Transport{MaxIdleConnsPerHost: 100, DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
-				var d net.Dialer
-				return d.DialContext(ctx, network, in.Edge) // whatever the name says
-			}},
-		},
+		http: in.Visitor(),
 	}
 }
 
@@ -82,26 +68,26 @@ func (s *Story) Close() { s.http.CloseIdleConnections() }
 func (s *Story) Host() string { return s.app + ".localhost" }
 
 // Steps are the story, in order.
-func Steps() []Step {
-	return []Step{
-		{"build the store's image from its folder", buildImage},
-		{"run it on two app machines", runMachines},
-		{"a page is served", page},
-		{"receipts: a serverless machine is made, the request replayed there", firstReceipts},
-		{"receipts again: replayed to the running machine", warmReceipts},
-		{"idle: suspended, then its memory given back", suspended},
-		{"one receipt: woken", wokenReceipt},
-		{"idle longer: stopped", stopped},
-		{"one receipt: started from its image", startedReceipt},
-		{"50 requests at once to a sleeping machine: one wake", stampede},
-		{"a page sent to the serverless machine comes back from an app machine", elsewhere},
-		{"a one-off command: its output and exit code", oneOff},
-		{"100 first requests at once: one serverless machine", hundredFirst},
-		{"kill -9 of the control process under load, wakes included", killControl},
-		{"kill -9 of the edge: no machine touched, no connection refused", killEdge},
-		{"kill -9 of the server process: machines run on and are adopted", killServer},
-		{"the article's middleware logic, in Python, through all of it", article},
-		{"a new image: its own serverless machine, the old one goes", newImage},
+func Steps() []instance.Step[*Story] {
+	return []instance.Step[*Story]{
+		{Name: "build the store's image from its folder", Run: buildImage},
+		{Name: "run it on two app machines", Run: runMachines},
+		{Name: "a page is served", Run: page},
+		{Name: "receipts: a serverless machine is made, the request replayed there", Run: firstReceipts},
+		{Name: "receipts again: replayed to the running machine", Run: warmReceipts},
+		{Name: "idle: suspended, then its memory given back", Run: suspended},
+		{Name: "one receipt: woken", Run: wokenReceipt},
+		{Name: "idle longer: stopped", Run: stopped},
+		{Name: "one receipt: started from its image", Run: startedReceipt},
+		{Name: "50 requests at once to a sleeping machine: one wake", Run: stampede},
+		{Name: "a page sent to the serverless machine comes back from an app machine", Run: elsewhere},
+		{Name: "a one-off command: its output and exit code", Run: oneOff},
+		{Name: "100 first requests at once: one serverless machine", Run: hundredFirst},
+		{Name: "kill -9 of the control process under load, wakes included", Run: killControl},
+		{Name: "kill -9 of the edge: no machine touched, no connection refused", Run: killEdge},
+		{Name: "kill -9 of the server process: machines run on and are adopted", Run: killServer},
+		{Name: "the article's middleware logic, in Python, through all of it", Run: article},
+		{Name: "a new image: its own serverless machine, the old one goes", Run: newImage},
 	}
 }
 
@@ -148,26 +134,7 @@ func runMachines(ctx context.Context, s *Story) (string, error) {
 
 // get asks the app for a path and returns the answer with its whole body.
 func (s *Story) get(ctx context.Context, path string, header ...string) (*http.Response, []byte, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.Host()+path, nil)
-	if err != nil {
-		return nil, nil, err
-	}
-	for i := 0; i+1 < len(header); i += 2 {
-		req.Header.Set(header[i], header[i+1])
-	}
-	resp, err := s.http.Do(req)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return nil, nil, fmt.Errorf("GET %s: %w", path, err)
-	}
-	if resp.StatusCode != http.StatusOK {
-		return resp, body, fmt.Errorf("GET %s: status %d, Roost-Error %q: %.300s", path, resp.StatusCode, resp.Header.Get("Roost-Error"), body)
-	}
-	return resp, body, nil
+	return instance.Get(ctx, s.http, s.Host(), path, header...)
 }
 
 // servedBy is the machine that the store says answered.
@@ -554,23 +521,6 @@ func article(ctx context.Context, s *Story) (string, error) {
 	}
 	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
 	return lines[len(lines)-1], nil
-}
-
-// Tell runs the steps and reports each on w as one line with its time. It
-// stops at the first that does not hold.
-func Tell(ctx context.Context, w io.Writer, s *Story) error {
-	steps := Steps()
-	for i, step := range steps {
-		start := time.Now()
-		seen, err := step.Run(ctx, s)
-		took := time.Since(start).Round(10 * time.Millisecond)
-		if err != nil {
-			fmt.Fprintf(w, "FAIL %2d/%d %7s  %s\n", i+1, len(steps), took, step.Name)
-			return fmt.Errorf("%s: %w", step.Name, err)
-		}
-		fmt.Fprintf(w, "ok   %2d/%d %7s  %s: %s\n", i+1, len(steps), took, step.Name, seen)
-	}
-	return nil
 }
 
 func plural(n int, one, many string) string {
