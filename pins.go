@@ -13,7 +13,6 @@ import (
 	_ "github.com/minio/minio-go/v7"
 	_ "github.com/opencontainers/cgroups"
 	_ "github.com/robfig/cron/v3"
-	_ "golang.org/x/net/http2"
 	_ "golang.zx2c4.com/wireguard/device"
 	_ "golang.zx2c4.com/wireguard/wgctrl"
 )

@@ -262,12 +262,6 @@ func TestFilter(t *testing.T) {
 			}
 		})
 	}
-	if err := Remove(dir, "aaaaaaaaaaaaaa"); err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff([]string{"1", "3", "5"}, messages(tailAll(t, dir, Filter{}))); diff != "" {
-		t.Errorf("after removal (-want +got):\n%s", diff)
-	}
 	if got := tailAll(t, filepath.Join(dir, "nothing"), Filter{}); got != nil {
 		t.Errorf("a directory that is not there: got %v", got)
 	}

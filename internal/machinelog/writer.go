@@ -193,21 +193,6 @@ func (w *Writer) Close() error {
 	return err
 }
 
-// Remove deletes a machine's log.
-func Remove(dir string, id root.MachineID) error {
-	numbers, err := list(dir, id)
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, n := range numbers {
-		if err := os.Remove(segmentName(dir, id, n)); !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, err)
-		}
-	}
-	return errors.Join(errs...)
-}
-
 // Stream splits what an instance prints into lines.
 type Stream struct {
 	w      *Writer
