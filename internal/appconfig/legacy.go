@@ -202,22 +202,30 @@ func (p *patcher) processes() {
 	}
 	all := newTable()
 	for _, item := range list {
-		t, ok := item.val.(*table)
-		name, named := "", false
-		if ok && t.get("name") != nil {
-			name, named = t.get("name").val.(string)
-		}
-		if !named {
+		name, command, ok := entry(item, "command")
+		if !ok {
 			p.fail(item, "processes", "processes: want entries with name and command")
 			continue
-		}
-		command := t.get("command")
-		if command == nil {
-			command = &node{pos: item.pos, val: ""}
 		}
 		all.set(name, command)
 	}
 	p.top.set("processes", &node{pos: n.pos, val: all})
+}
+
+// entry reads an item of a list that stands for a table: its name, and what is
+// under key, which may be left out.
+func entry(item *node, key string) (name string, value *node, ok bool) {
+	t, isTable := item.val.(*table)
+	if !isTable || t.get("name") == nil {
+		return "", nil, false
+	}
+	if name, ok = t.get("name").val.(string); !ok {
+		return "", nil, false
+	}
+	if value = t.get(key); value == nil {
+		value = &node{pos: item.pos, val: ""}
+	}
+	return name, value, true
 }
 
 func (p *patcher) build() {
@@ -327,18 +335,10 @@ func (p *patcher) check(c *table) {
 	switch v := n.val.(type) {
 	case []*node:
 		for _, item := range v {
-			t, ok := item.val.(*table)
-			name, named := "", false
-			if ok && t.get("name") != nil {
-				name, named = t.get("name").val.(string)
-			}
-			if !named {
+			name, value, ok := entry(item, "value")
+			if !ok {
 				p.fail(item, "headers", "headers: want a table of names and values, or a list of tables with name and value")
 				continue
-			}
-			value := t.get("value")
-			if value == nil {
-				value = &node{pos: item.pos, val: ""}
 			}
 			headers.set(name, value)
 		}
