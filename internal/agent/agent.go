@@ -307,6 +307,14 @@ func (a *Agent) Replace(ctx context.Context, rec *root.Machine, ready time.Durat
 	return m.doWithin(ctx, commandTimeout+ready, func(ctx context.Context, m *machine) error { return m.replace(ctx, rec, ready, commit) })
 }
 
+// GiveUp ends the wait of a Replace for its new version to be ready: it fails,
+// and the old version serves on. Without such a wait it does nothing.
+func (a *Agent) GiveUp(id root.MachineID, version root.InstanceID) {
+	if m := a.get(id); m != nil {
+		m.giveUp(version)
+	}
+}
+
 // Start starts or thaws a machine.
 func (a *Agent) Start(ctx context.Context, id root.MachineID, o orders.Start) (int64, error) {
 	return a.do(ctx, id, func(ctx context.Context, m *machine) error { return m.start(ctx, o) })

@@ -26,6 +26,8 @@ type machine struct {
 	live   root.InstanceID         // guarded by mu: the version the spec names
 	stamp  root.Stamp              // guarded by mu: of the status
 	cancel context.CancelCauseFunc // guarded by mu: of the command at work
+	// givenUp is a version that nobody waits for; guarded by mu.
+	givenUp root.InstanceID
 
 	// What follows belongs to the goroutine.
 	rec  *root.Machine // its Spec is the version in inst

@@ -2,7 +2,9 @@ package agent
 
 import (
 	"context"
+	"strings"
 	"testing"
+	"time"
 
 	root "github.com/roost-run/roost"
 	"github.com/roost-run/roost/internal/orders"
@@ -82,4 +84,36 @@ func TestJobIsNotDoneTwice(t *testing.T) {
 		t.Errorf("tombstones: got %+v, want one with one start", graves)
 	}
 	h.nothingLeft()
+}
+
+// Nobody waits for a version that was given up, and the old one serves on.
+func TestGiveUp(t *testing.T) {
+	h := newHost(t)
+	m := h.machine(1, webConfig(), true)
+	_, err := h.Launch(t.Context(), m)
+	must(t, err)
+	n, commit := h.next(m, webConfig(), true)
+	failed := make(chan error, 1)
+	go func() {
+		_, err := h.Replace(context.WithoutCancel(t.Context()), n, time.Hour, commit) // it listens on no port
+		failed <- err
+	}()
+	h.eventually("the new version to start", func() bool {
+		i, err := h.options.Supervisor.Instance(t.Context(), n.Spec.Instance)
+		return err == nil && i.Phase == orders.PhaseStarted
+	})
+	h.GiveUp(m.ID, m.Spec.Instance) // not that one
+	h.GiveUp(m.ID, n.Spec.Instance)
+	select {
+	case err := <-failed:
+		if !root.IsKind(err, root.Conflict) || !strings.Contains(err.Error(), "keeps serving") {
+			t.Errorf("got %v, want a conflict", err)
+		}
+	case <-time.After(patience):
+		t.Fatal("it waits on")
+	}
+	if got := h.waitState(m.ID, root.StateStarted); got.Spec.Instance != m.Spec.Instance {
+		t.Errorf("got version %s, want the old one", got.Spec.Instance)
+	}
+	h.eventually("the new version to go", func() bool { return h.sup.count() == 1 })
 }

@@ -234,6 +234,9 @@ func (m *machine) untilReady(ctx context.Context, i *instance, ready time.Durati
 		if len(ports) == 0 && passing {
 			return nil
 		}
+		if m.gaveUpOn(i.id()) {
+			return root.Errorf(root.Conflict, "the update was given up; the old version keeps serving")
+		}
 		if i.phase == orders.PhaseStopped {
 			before := "before it passed its health checks"
 			if len(ports) > 0 {
@@ -249,6 +252,24 @@ func (m *machine) untilReady(ctx context.Context, i *instance, ready time.Durati
 				portList(ports), ready, hint(seen.Listens, ports))
 		}
 	}
+}
+
+// giveUp ends untilReady for a version that nobody wants any more; it may come
+// before the version does.
+func (m *machine) giveUp(id root.InstanceID) {
+	m.mu.Lock()
+	m.givenUp = id
+	m.mu.Unlock()
+	select {
+	case m.ear.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (m *machine) gaveUpOn(id root.InstanceID) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.givenUp == id
 }
 
 func ending(i *instance) string {

@@ -116,6 +116,9 @@ type Agent interface {
 	// one that serves has to be ready, its checks passing, within ready; zero
 	// is the agent's default.
 	Replace(ctx context.Context, m *root.Machine, ready time.Duration, commit func(context.Context) (int64, error)) (rev int64, err error)
+	// GiveUp ends the wait of a Replace for version to be ready: the old one
+	// serves on. It does not wait, and does nothing once version serves.
+	GiveUp(id root.MachineID, version root.InstanceID)
 	Start(ctx context.Context, id root.MachineID, o orders.Start) (rev int64, err error)
 	Stop(ctx context.Context, id root.MachineID, o orders.Stop) (rev int64, err error)
 	Restart(ctx context.Context, id root.MachineID, o orders.Stop) (rev int64, err error)

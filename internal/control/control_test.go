@@ -81,6 +81,8 @@ func (f *agent) Launch(ctx context.Context, m *root.Machine) (int64, error) {
 	return f.set(ctx, m.ID, root.StateStarted)
 }
 
+func (*agent) GiveUp(root.MachineID, root.InstanceID) {}
+
 func (f *agent) Replace(ctx context.Context, m *root.Machine, _ time.Duration, commit func(context.Context) (int64, error)) (int64, error) {
 	if _, err := commit(ctx); err != nil {
 		return 0, err

@@ -87,3 +87,28 @@ func TestCommandThatRanBefore(t *testing.T) {
 		t.Errorf("got %s %q, the command ran %d times; want complete, and once", end.Progress.Status, end.Progress.Message, d.host.began.Load())
 	}
 }
+
+// A release that hangs ends when it is cancelled, not with its timeout.
+func TestCancelOfAnUpdateThatHangs(t *testing.T) {
+	d := newDeployment(t)
+	first := definition("one", nil)
+	first.Groups = first.Groups[:1]
+	d.release(first)
+	d.host.hangs, d.host.givenUp = make(chan struct{}), make(chan root.InstanceID, 1)
+	n := definition("two", map[string]string{"HANG": "1"})
+	n.Groups = n.Groups[:1]
+	n.Deploy.WaitTimeout = time.Hour
+	r, err := d.Releases.Create(t.Context(), admin, "shop", n)
+	d.must(err)
+	select {
+	case <-d.host.hangs:
+	case <-time.After(3 * patience):
+		t.Fatal("the update never began")
+	}
+	d.must(d.Releases.Cancel(t.Context(), admin, "shop", r.Version))
+	end := d.ended(r.Version)
+	if end.Progress.Status != root.ReleaseInterrupted || !strings.Contains(end.Progress.Message, "cancelled by") {
+		t.Errorf("got %s %q, want interrupted", end.Progress.Status, end.Progress.Message)
+	}
+	d.expect("after the end", "app one v1 started")
+}

@@ -70,9 +70,12 @@ func (t *mortalTxn) Commit() (*clientv3.TxnResponse, error) {
 // deployAgent is a host that also runs commands, and versions that do not work.
 type deployAgent struct {
 	*agent
-	exit  atomic.Int32 // how commands end
-	late  atomic.Bool  // commands have been started already
-	began atomic.Int32 // commands
+	exit atomic.Int32 // how commands end
+	late atomic.Bool  // commands have been started already
+
+	hangs   chan struct{} // closed when a version came up that is never ready
+	givenUp chan root.InstanceID
+	began   atomic.Int32 // commands
 }
 
 func (f *deployAgent) Instance(context.Context, root.InstanceID) (orders.Instance, error) {
@@ -99,9 +102,18 @@ func (f *deployAgent) Launch(ctx context.Context, m *root.Machine) (int64, error
 	return f.agent.Launch(ctx, m)
 }
 
+func (f *deployAgent) GiveUp(_ root.MachineID, version root.InstanceID) { f.givenUp <- version }
+
 func (f *deployAgent) Replace(ctx context.Context, m *root.Machine, ready time.Duration, commit func(context.Context) (int64, error)) (int64, error) {
 	if m.Spec.Launch && m.Spec.Config.Env["BAD"] != "" {
 		return 0, root.Errorf(root.Precondition, "the new version did not listen on port 8080 within %s; the old version keeps serving", ready)
+	}
+	if m.Spec.Config.Env["HANG"] != "" {
+		close(f.hangs)
+		if version := <-f.givenUp; version != m.Spec.Instance {
+			return 0, root.Errorf(root.Internal, "version %s was given up, want %s", version, m.Spec.Instance)
+		}
+		return 0, root.Errorf(root.Conflict, "the update was given up; the old version keeps serving")
 	}
 	return f.agent.Replace(context.WithoutCancel(ctx), m, ready, commit)
 }

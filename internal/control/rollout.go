@@ -59,17 +59,19 @@ func (c *cluster) Create(ctx context.Context, r *root.Release, t rollout.Target,
 }
 
 // Update waits for a lease that another holds, for a while.
-func (c *cluster) Update(ctx context.Context, r *root.Release, m *root.Machine, t rollout.Target, launch bool) error {
+func (c *cluster) Update(ctx, work context.Context, r *root.Release, m *root.Machine, t rollout.Target, launch bool) error {
 	p := pinned(r, t)
 	p.Instance = root.InstanceID(ulid.Make().String())
 	began := c.s.Now()
-	err := c.leased(ctx, r.Deploy.WaitTimeout, func() error {
+	stop := context.AfterFunc(work, func() { c.s.Agent.GiveUp(m.ID, p.Instance) })
+	defer stop()
+	err := c.leased(work, r.Deploy.WaitTimeout, func() error {
 		_, err := c.s.machines.Update(ctx, c.actor, r.App, m.ID, UpdateMachine{
 			Config: t.Config, Source: t.Source, SkipLaunch: !launch, Timeout: r.Deploy.WaitTimeout, Release: p,
 		})
 		return err
 	})
-	if err == nil || ctx.Err() != nil {
+	if err == nil || work.Err() != nil {
 		return err
 	}
 	return c.s.diagnose(ctx, failure{machine: m.ID, app: r.App, instance: p.Instance, config: &t.Config, since: began, err: err,

@@ -25,8 +25,9 @@ type Cluster interface {
 	// rests); after an error nothing of it is left.
 	Create(ctx context.Context, r *root.Release, t Target, n NewMachine) (*root.Machine, error)
 	// Update brings m to t. With services the old version serves until the new
-	// one is ready, and after an error it serves on.
-	Update(ctx context.Context, r *root.Release, m *root.Machine, t Target, launch bool) error
+	// one is ready, and after an error it serves on. When work ends, that is not
+	// waited for any longer.
+	Update(ctx, work context.Context, r *root.Release, m *root.Machine, t Target, launch bool) error
 	// Keep gives m the release's metadata, and nothing else.
 	Keep(ctx context.Context, r *root.Release, m *root.Machine, t Target) error
 	// Ready returns when the machine is started, listens and passes its checks.
@@ -397,7 +398,7 @@ func (e *Executor) step(ctx, work context.Context, s Step) error {
 		return context.Cause(work)
 	}
 	planned := s.Machine
-	err := e.act(ctx, &s)
+	err := e.act(ctx, work, &s)
 	if err == nil && s.Launch && !e.r.Deploy.Detach && e.r.Deploy.Strategy != root.StrategyImmediate {
 		err = e.o.Cluster.Ready(work, e.r, s.Machine, e.r.Deploy.Smoke && s.Action != Keep, e.tell)
 	}
@@ -436,7 +437,7 @@ func (e *Executor) step(ctx, work context.Context, s Step) error {
 }
 
 // act makes the change of a step and fills in the machine it made.
-func (e *Executor) act(ctx context.Context, s *Step) error {
+func (e *Executor) act(ctx, work context.Context, s *Step) error {
 	g := e.group(s.Group)
 	var m *root.Machine
 	if s.Action == Update || s.Action == Keep || s.Action == Green {
@@ -476,7 +477,7 @@ func (e *Executor) act(ctx context.Context, s *Step) error {
 			return e.o.Cluster.Keep(ctx, e.r, m, t)
 		}
 		e.say(root.StepUpdate, s.Group, s.Machine, "machine %s is updated: %s", s.Machine, s.Why)
-		err := e.o.Cluster.Update(ctx, e.r, m, t, s.Launch)
+		err := e.o.Cluster.Update(ctx, work, e.r, m, t, s.Launch)
 		e.point("updated")
 		return err
 	}

@@ -159,7 +159,7 @@ func (w *world) change(m *root.Machine, release int, t Target, launch bool) {
 	}
 }
 
-func (w *world) Update(_ context.Context, r *root.Release, m *root.Machine, t Target, launch bool) error {
+func (w *world) Update(_, _ context.Context, r *root.Release, m *root.Machine, t Target, launch bool) error {
 	beside := Served(&t.Config) && launch
 	if !beside { // it stops first
 		if err := w.do("stop", func() error { w.machines[m.ID].Status.State = root.StateStopped; return nil }); err != nil {
