@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -51,5 +52,46 @@ func TestKeepInMemory(t *testing.T) {
 	var st unix.Stat_t
 	if err := unix.Stat(fresh, &st); err != nil || st.Mode&0o777 != 0o700 {
 		t.Errorf("mode: got %o, %v, want 700", st.Mode&0o777, err)
+	}
+}
+
+// TestKeepInMemoryApart: where the run directory is in memory already, bundles
+// are in a file system of their own, once, so that machines cannot fill the
+// host's.
+func TestKeepInMemoryApart(t *testing.T) {
+	run := t.TempDir()
+	if err := unix.Mount("test", run, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(run, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(func() {
+		if err := unmountBelow(run); err != nil {
+			t.Error(err)
+		}
+	})
+	log := slog.New(slog.DiscardHandler)
+	fresh, used := filepath.Join(run, "fresh"), filepath.Join(run, "used")
+	for _, dir := range []string{fresh, filepath.Join(used, "01J0")} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for dir, want := range map[string]int{fresh: 1, used: 0} {
+		for range 2 {
+			if err := keepInMemory(dir, log); err != nil {
+				t.Fatal(err)
+			}
+		}
+		data, err := os.ReadFile("/proc/self/mountinfo")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Count(string(data), " "+dir+" "); got != want {
+			t.Errorf("mounts at %s: got %d, want %d", dir, got, want)
+		}
 	}
 }
