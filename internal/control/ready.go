@@ -36,6 +36,10 @@ func (c *cluster) Ready(ctx context.Context, r *root.Release, id root.MachineID,
 	if err != nil {
 		return err
 	}
+	if finished(m) {
+		g.finished(m)
+		return nil
+	}
 	if m.Status.State != root.StateStarted { // it sleeps already: nothing of it can be seen
 		return nil
 	}
@@ -108,10 +112,25 @@ func (g *gate) failed(ctx context.Context, m *root.Machine, what string, err err
 	})
 }
 
+// finished reports whether a machine that serves nobody did what it had to do.
+func finished(m *root.Machine) bool {
+	st, e := &m.Status, m.Status.Exit
+	return st.State == root.StateStopped && e != nil && !e.RequestedStop && !e.Restarting && e.Code == 0 && !e.OOMKilled && e.Error == "" && !rollout.Served(&m.Spec.Config)
+}
+
+// finished warns of it: people may have meant it to run on.
+func (g *gate) finished(m *root.Machine) {
+	g.tell(root.ReleaseEvent{
+		Step: root.StepUpdate, Group: m.Group(), Machine: g.id, Warning: true,
+		Message: fmt.Sprintf("machine %s of process group %s ended with exit code 0 and does not run: that is right for a job, not for a worker", g.id, m.Group()),
+	})
+}
+
 // ended says that a machine ended by itself and nothing will start it again.
 func ended(m *root.Machine) error {
 	st := &m.Status
 	switch {
+	case finished(m):
 	case st.State == root.StateFailed || st.State == root.StateLaunchFailed,
 		st.State == root.StateStopped && st.Exit != nil && !st.Exit.RequestedStop && !st.Exit.Restarting:
 		return root.Errorf(root.Precondition, "%s", exitText(m))
@@ -146,7 +165,7 @@ func (g *gate) started(ctx context.Context) (*root.Machine, error) {
 		case root.StateStarted, root.StateSuspending, root.StateSuspended:
 			return true, nil
 		case root.StateStopped: // put to rest: it had nothing to do
-			return m.Status.Exit != nil && m.Status.Exit.RequestedStop, nil
+			return m.Status.Exit != nil && m.Status.Exit.RequestedStop || finished(m), nil
 		}
 		return false, nil
 	})
@@ -219,7 +238,7 @@ func checkCount(c *root.Config) int {
 func (g *gate) healthy(ctx context.Context) error {
 	_, err := g.wait(ctx, "to pass its checks", func(m *root.Machine) (bool, error) {
 		n := checkCount(&m.Spec.Config)
-		if n == 0 || m.Status.State == root.StateSuspended {
+		if n == 0 || m.Status.State == root.StateSuspended || finished(m) {
 			return true, nil
 		}
 		if m.Status.Instance != m.Spec.Instance {
@@ -256,9 +275,12 @@ func (g *gate) smoke(ctx context.Context, first *root.Machine) error {
 		if bad = ended(m); bad == nil && m.Status.Restarts > first.Status.Restarts {
 			bad = root.Errorf(root.Precondition, "%s, and was started again", exitText(m))
 		}
-		return bad != nil
+		return bad != nil || finished(m)
 	})
 	switch {
+	case bad == nil && err == nil && m != nil && finished(m):
+		g.finished(m)
+		return nil
 	case bad != nil:
 		return g.failed(ctx, m, what, bad)
 	case err == errAlive || err == nil: //nolint:errorlint // our own value

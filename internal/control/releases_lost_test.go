@@ -112,3 +112,36 @@ func TestCancelOfAnUpdateThatHangs(t *testing.T) {
 	}
 	d.expect("after the end", "app one v1 started")
 }
+
+// A process that ends well has done its work, unless it was to serve; one that
+// ends badly has not.
+func TestProcessesThatEnd(t *testing.T) {
+	for _, c := range []struct {
+		group, ends string
+		status      root.ReleaseStatus
+	}{
+		{"worker", "0", root.ReleaseComplete},
+		{"worker", "01", root.ReleaseFailed},
+		{"app", "0", root.ReleaseFailed},
+	} {
+		t.Run(c.group+" "+c.ends, func(t *testing.T) {
+			d := newDeployment(t)
+			n := definition("one", nil)
+			n.Deploy.Smoke = true
+			n.Groups = slices.DeleteFunc(n.Groups, func(g root.Group) bool { return g.Name != c.group })
+			n.Groups[0].Config.Env = map[string]string{"ENDS": c.ends}
+			r := d.release(n)
+			if r.Progress.Status != c.status {
+				t.Errorf("got %s %q, want %s", r.Progress.Status, r.Progress.Message, c.status)
+			}
+			warned := false
+			d.must(d.Releases.Events(t.Context(), admin, "shop", r.Version, "", false, func(e root.ReleaseEvent) error {
+				warned = warned || e.Warning && strings.Contains(e.Message, "exit code 0")
+				return nil
+			}))
+			if warned != (c.status == root.ReleaseComplete) {
+				t.Errorf("warned: %v", warned)
+			}
+		})
+	}
+}

@@ -99,7 +99,13 @@ func (f *deployAgent) Launch(ctx context.Context, m *root.Machine) (int64, error
 	if m.Spec.Launch && m.Spec.Config.Env["BAD"] != "" {
 		return 0, root.Errorf(root.Precondition, "it ended with exit code 1")
 	}
-	return f.agent.Launch(ctx, m)
+	rev, err := f.agent.Launch(ctx, m)
+	if code := m.Spec.Config.Env["ENDS"]; err == nil && code != "" { // by itself, a moment later
+		return f.put(ctx, m.ID, func(st *root.Status) {
+			st.State, st.Exit = root.StateStopped, &root.Exit{Code: len(code) - 1} // "0" is 0, "01" is 1
+		})
+	}
+	return rev, err
 }
 
 func (f *deployAgent) GiveUp(_ root.MachineID, version root.InstanceID) { f.givenUp <- version }
