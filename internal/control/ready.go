@@ -81,7 +81,7 @@ func (g *gate) wait(ctx context.Context, what string, done func(*root.Machine) (
 		stop = err
 		if !ok && err == nil && !told {
 			told = true
-			g.tell(waiting(root.StepUpdate, now, fmt.Sprintf("machine %s %s", g.id, what), g.until))
+			g.tell(waiting(now, fmt.Sprintf("machine %s %s", g.id, what), g.until))
 		}
 		return ok || err != nil
 	})
@@ -193,7 +193,7 @@ func (g *gate) listening(ctx context.Context, m *root.Machine) error {
 		what := "to listen on port " + strings.Join(names(ports), ", ")
 		if !told {
 			told = true
-			g.tell(waiting(root.StepUpdate, m, fmt.Sprintf("machine %s %s", g.id, what), g.until))
+			g.tell(waiting(m, fmt.Sprintf("machine %s %s", g.id, what), g.until))
 		}
 		if now := g.c.s.Catalog.Snapshot().Machine(g.id); now != nil {
 			if err := ended(now); err != nil {
@@ -267,7 +267,7 @@ func (g *gate) smoke(ctx context.Context, first *root.Machine) error {
 	defer cancel()
 	var bad error
 	var m *root.Machine
-	g.tell(waiting(root.StepUpdate, first, fmt.Sprintf("machine %s %s", g.id, what), g.c.s.Now().Add(smokeTime)))
+	g.tell(waiting(first, fmt.Sprintf("machine %s %s", g.id, what), g.c.s.Now().Add(smokeTime)))
 	err := g.c.s.Catalog.Wait(moment, func(sn *root.Snapshot) bool {
 		if m = sn.Machine(g.id); m == nil || m.Status.Instance != m.Spec.Instance {
 			return m == nil

@@ -191,8 +191,8 @@ func (s *Releases) rollout(ctx, work context.Context, app root.AppName, cancel c
 	if by != "" {
 		cancel(&rollout.CancelledError{By: by})
 	}
-	c := &cluster{s: s, actor: s.actor(&r)}
 	memory := &journal{s: s, r: &r, ctx: ctx, host: s.Host}
+	c := &cluster{s: s, actor: s.actor(&r), tell: memory.Tell}
 	status, message, err := rollout.New(rollout.Options{Cluster: c, Memory: memory, Failpoint: s.Failpoint, Log: s.Log}, &r, *j).Run(ctx, work)
 	if err != nil {
 		return err

@@ -145,3 +145,31 @@ func TestProcessesThatEnd(t *testing.T) {
 		})
 	}
 }
+
+// A release says whose lease it waits for, and goes on when that has ended.
+func TestReleaseWaitsForALease(t *testing.T) {
+	d := newDeployment(t)
+	n := definition("one", nil)
+	n.Groups = n.Groups[:1]
+	d.release(n)
+	var id root.MachineID
+	for m := range d.machines() {
+		id = root.MachineID(m)
+	}
+	lease, err := d.Machines.Acquire(t.Context(), admin, "shop", id, "", "somebody's work", time.Hour)
+	d.must(err)
+	n.Image = "two"
+	r, err := d.Releases.Create(t.Context(), admin, "shop", n)
+	d.must(err)
+	released := false
+	d.must(d.Releases.Events(t.Context(), admin, "shop", r.Version, "", true, func(e root.ReleaseEvent) error {
+		if !released && e.Machine == id && strings.Contains(e.Waiting, "lease currently held by") {
+			released = true
+			return d.Machines.Release(t.Context(), admin, "shop", id, lease.Nonce)
+		}
+		return nil
+	}))
+	if end := d.ended(r.Version); !released || end.Progress.Status != root.ReleaseComplete {
+		t.Errorf("got %s %q, want complete, after it said what it waits for (%v)", end.Progress.Status, end.Progress.Message, released)
+	}
+}

@@ -20,6 +20,7 @@ import (
 type cluster struct {
 	s     *Releases
 	actor auth.Actor
+	tell  rollout.Tell
 }
 
 var _ rollout.Cluster = (*cluster)(nil)
@@ -65,7 +66,7 @@ func (c *cluster) Update(ctx, work context.Context, r *root.Release, m *root.Mac
 	began := c.s.Now()
 	stop := context.AfterFunc(work, func() { c.s.Agent.GiveUp(m.ID, p.Instance) })
 	defer stop()
-	err := c.leased(work, r.Deploy.WaitTimeout, func() error {
+	err := c.leased(work, m, r.Deploy.WaitTimeout, func() error {
 		_, err := c.s.machines.Update(ctx, c.actor, r.App, m.ID, UpdateMachine{
 			Config: t.Config, Source: t.Source, SkipLaunch: !launch, Timeout: r.Deploy.WaitTimeout, Release: p,
 		})
@@ -79,11 +80,16 @@ func (c *cluster) Update(ctx, work context.Context, r *root.Release, m *root.Mac
 }
 
 // leased runs f again as long as somebody else holds the machine's lease.
-func (c *cluster) leased(ctx context.Context, patience time.Duration, f func() error) error {
+func (c *cluster) leased(ctx context.Context, m *root.Machine, patience time.Duration, f func() error) error {
+	told := false
 	for deadline := c.s.Now().Add(patience); ; {
 		err := f()
 		if root.CodeOf(err) != root.CodeLeaseHeld || c.s.Now().After(deadline) {
 			return err
+		}
+		if !told {
+			told = true
+			c.tell(waiting(m, "others to give machine "+string(m.ID)+" back: "+root.MessageOf(err), deadline))
 		}
 		select {
 		case <-ctx.Done():
@@ -135,7 +141,7 @@ func (c *cluster) Retire(ctx context.Context, app root.AppName, id root.MachineI
 		}
 	}
 	if m.Status.State != root.StateStopped {
-		err := c.leased(ctx, drainLimit, func() error {
+		err := c.leased(ctx, m, drainLimit, func() error {
 			return c.s.machines.Stop(ctx, c.actor, app, id, "", StopRequest{Reason: "release"})
 		})
 		if err != nil && !root.IsKind(err, root.Precondition) && gone(err) != nil {
@@ -172,7 +178,7 @@ func (c *cluster) Restore(ctx context.Context, r *root.Release, was *root.Machin
 		// What its spec once said is not it: one that was updated at rest may
 		// have been woken before the rollout, or by a request during it.
 		launch := rollout.Launches(was) || rollout.Served(&was.Spec.Config) && m.Status.State.Running()
-		err := c.leased(ctx, r.Deploy.WaitTimeout, func() error {
+		err := c.leased(ctx, m, r.Deploy.WaitTimeout, func() error {
 			_, err := c.s.machines.Update(ctx, c.actor, m.App, m.ID, UpdateMachine{
 				Config: was.Spec.Config.Clone(), Source: was.Spec.Source, SkipLaunch: !launch, Timeout: r.Deploy.WaitTimeout,
 				Release: &Pinned{Image: was.Spec.Image, Release: was.Spec.Release, Secrets: was.Spec.Secrets},
@@ -193,8 +199,8 @@ func (c *cluster) Restore(ctx context.Context, r *root.Release, was *root.Machin
 }
 
 // say is an event's beginning.
-func waiting(step string, m *root.Machine, what string, until time.Time) root.ReleaseEvent {
-	return root.ReleaseEvent{Step: step, Group: m.Group(), Machine: m.ID, Waiting: what, Until: until}
+func waiting(m *root.Machine, what string, until time.Time) root.ReleaseEvent {
+	return root.ReleaseEvent{Step: root.StepUpdate, Group: m.Group(), Machine: m.ID, Waiting: what, Until: until}
 }
 
 // names joins names for people, in order.
