@@ -279,3 +279,11 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// TestUnreadIsNotMissing: one mistake is told once.
+func TestUnreadIsNotMissing(t *testing.T) {
+	_, problems := Parse("fly.toml", []byte("app = \"shop\"\n[http_service]\ninternal_port = \"80x\"\n"))
+	if len(problems) != 1 || !strings.Contains(problems[0].Message, `got the text "80x"`) {
+		t.Errorf("got %v, want one problem, of the text", problems)
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
@@ -72,7 +73,13 @@ func parse(name string, data []byte, dir string) (*Config, Problems) {
 	c.positions = d.positions
 	problems = append(problems, d.problems...)
 	problems = append(problems, c.inline()...)
-	problems = append(problems, c.validate()...)
+	for _, p := range c.validate() {
+		// A value that could not be read is not missing as well.
+		unread := p.Path != "" && slices.ContainsFunc(d.problems, func(q Problem) bool { return q.Path == p.Path && !q.Warning })
+		if !unread {
+			problems = append(problems, p)
+		}
+	}
 	problems.sort()
 	return c, problems
 }

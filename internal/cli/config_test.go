@@ -127,3 +127,21 @@ func TestConfigPlan(t *testing.T) {
 		t.Errorf("JSON: got %+v", s)
 	}
 }
+
+// TestStatusOfFolder: like every command, status finds its app in the folder.
+func TestStatusOfFolder(t *testing.T) {
+	a := platform(t)
+	status := func(want string, args ...string) {
+		t.Helper()
+		s := place{}.run(t, append([]string{"--url", a.URL, "status"}, args...)...)
+		s.want(t, 0)
+		if !strings.Contains(s.out, want) {
+			t.Errorf("status %v: got %q, want %s in it", args, s.out, want)
+		}
+	}
+	t.Chdir(project(t, shopFile))
+	status(id)
+	status("1f978f01", "--hosts")
+	t.Chdir(t.TempDir())
+	status("1f978f01")
+}

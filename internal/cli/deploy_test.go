@@ -174,7 +174,7 @@ func TestDeployThatFails(t *testing.T) {
 		client.ReleaseEvent{ID: "07b", At: now, Step: client.StepUpdate, Failed: true, Message: strings.TrimSuffix(why, "? v3 serves on") + "\nlast lines"})
 	a := releases(t, events)
 	s := a.run(t, "deploy", project(t, shopFile))
-	s.want(t, exitFailed, "Error: release v4 of shop is failed: machine "+id+" did not pass its checks", "ALLOWED_HOSTS", "roost releases show v4 --app shop", "roost logs --app shop")
+	s.want(t, exitFailed, "Error: release v4 of shop failed: machine "+id+" did not pass its checks", "ALLOWED_HOSTS", "roost releases show v4 --app shop", "roost logs --app shop")
 	if s.out != "" {
 		t.Errorf("a failed deploy names an address: %q", s.out)
 	}

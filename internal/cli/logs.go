@@ -64,7 +64,7 @@ func logsCmd(f *factory, use, short string, args cobra.PositionalArgs) *cobra.Co
 			err = c.Logs(cmd.Context(), app, o, func(l client.LogLine) error {
 				said = true
 				if asJSON {
-					return f.io.JSON(l)
+					return f.io.JSONLine(l)
 				}
 				return f.printLog(l)
 			})

@@ -39,7 +39,11 @@ func (f *factory) seeThrough(ctx context.Context, c *client.Client, app string, 
 		}
 	}
 	if end.Status != "complete" {
-		return hintError{fmt.Errorf("release v%d of %s is %s: %s", end.Version, app, end.Status, first(end.Message, "no reason was recorded")),
+		what := "was " + end.Status // interrupted
+		if end.Status == "failed" {
+			what = end.Status
+		}
+		return hintError{fmt.Errorf("release v%d of %s %s: %s", end.Version, app, what, first(end.Message, "no reason was recorded")),
 			fmt.Sprintf("`roost releases show v%d --app %s` shows its rollout, `roost logs --app %s` what the app said", end.Version, app, app)}
 	}
 	took := ""

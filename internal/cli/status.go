@@ -3,7 +3,6 @@ package cli
 import (
 	"fmt"
 	"maps"
-	"os"
 	"slices"
 	"strings"
 
@@ -13,12 +12,13 @@ import (
 )
 
 func newStatusCmd(f *factory) *cobra.Command {
-	var asJSON bool
+	var asJSON, hosts bool
 	cmd := &cobra.Command{
-		Use: "status", Short: "Show an app and its machines; without --app, the hosts", Args: cobra.NoArgs,
-		Example: "  roost status\n  roost status --app shop",
+		Use: "status", Short: "Show an app and its machines; where no app is named, the hosts", Args: cobra.NoArgs,
+		Long:    "Show an app and its machines: that of --app, else that of the fly.toml in this\ndirectory. Where there is neither, or with --hosts: the hosts.",
+		Example: "  roost status\n  roost status --app shop\n  roost status --hosts",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if name := first(f.app, os.Getenv("ROOST_APP")); name == "" {
+			if hosts || f.namedApp() == "" && appOf(".") == "" {
 				return f.hostStatus(cmd, asJSON)
 			}
 			name, c, err := f.target()
@@ -42,6 +42,7 @@ func newStatusCmd(f *factory) *cobra.Command {
 			return f.printMachines(list, false)
 		},
 	}
+	cmd.Flags().BoolVar(&hosts, "hosts", false, "show the hosts, also in the folder of an app")
 	return f.onApp(jsonFlag(cmd, &asJSON))
 }
 

@@ -74,6 +74,10 @@ func (t *IO) JSON(v any) error {
 	return enc.Encode(v)
 }
 
+// JSONLine prints one of many values that come as time goes by, each on a line
+// of its own.
+func (t *IO) JSONLine(v any) error { return json.NewEncoder(t.Out).Encode(v) }
+
 // Table writes rows under a header: aligned for a person, tab-separated and
 // whole in a pipe, where the header is left out.
 func (t *IO) Table(header []string, rows [][]string) error {
