@@ -24,6 +24,9 @@ const (
 	maxLineLength   = 4096
 	// graceAfterExit is how long a command's machine may take to go away.
 	graceAfterExit = 30 * time.Second
+	// leastCommandWait is what is left of a command's time, at least, for a
+	// process that takes it over: its end may be known only now.
+	leastCommandWait = time.Second
 )
 
 // Command runs a command of a release in a machine of its own ("fly.toml",
@@ -63,10 +66,10 @@ func (c *cluster) Command(ctx context.Context, r *root.Release, step string, arg
 	}
 	wait := ctx
 	if timeout > 0 {
-		until := c.s.Now().Add(timeout)
+		until := beganAt(m, c.s.Now()).Add(timeout)
 		tell(root.ReleaseEvent{Step: step, Machine: m.ID, Waiting: fmt.Sprintf("the %s to end", words(step)), Until: until})
 		var cancel context.CancelFunc
-		wait, cancel = context.WithTimeoutCause(ctx, timeout, errNotReady)
+		wait, cancel = context.WithTimeoutCause(ctx, max(until.Sub(c.s.Now()), leastCommandWait), errNotReady)
 		defer cancel()
 	}
 	lines := c.output(ctx, r, step, m.ID, tell)
@@ -152,6 +155,17 @@ func (c *cluster) began(ctx context.Context, app root.AppName, id root.MachineID
 		}
 	}
 	return ran(m)
+}
+
+// beganAt is when the command of m was started: before now where a process that
+// died had started it, whose time counts.
+func beganAt(m *root.Machine, now time.Time) time.Time {
+	for _, e := range m.Status.Events { // newest first
+		if e.Type == "start" && e.At.Before(now) {
+			now = e.At
+		}
+	}
+	return now
 }
 
 // ran reports whether the machine was ever started.

@@ -173,3 +173,43 @@ func TestReleaseWaitsForALease(t *testing.T) {
 		t.Errorf("got %s %q, want complete, after it said what it waits for (%v)", end.Progress.Status, end.Progress.Message, released)
 	}
 }
+
+// A machine that was updated at rest and woken since runs again after a
+// release that failed: what its spec once said is not what it was.
+func TestWokenMachineRunsAfterTheWayBack(t *testing.T) {
+	d := newDeployment(t)
+	n := definition("one", nil)
+	n.Groups = n.Groups[:1]
+	d.release(n)
+	state := func(s root.State) {
+		for id := range d.machines() {
+			rev, err := d.host.set(t.Context(), root.MachineID(id), s)
+			d.must(err)
+			d.must(d.cat.WaitRevision(t.Context(), rev))
+		}
+	}
+	state(root.StateStopped)
+	n.Image = "two"
+	d.release(n)
+	d.expect("updated at rest", "app two v2 stopped")
+	state(root.StateStarted) // by a request
+	d.out.status.Store(500)
+	n.Image, n.Deploy.WaitTimeout = "three", time.Second
+	if r := d.release(n); r.Progress.Status != root.ReleaseFailed {
+		t.Errorf("got %s, want failed", r.Progress.Status)
+	}
+	d.expect("after the way back", "app two v2 started")
+}
+
+// The time of a command runs on while no control process watches it.
+func TestCommandTimeCountsFromItsStart(t *testing.T) {
+	now := time.Now()
+	m := &root.Machine{}
+	if got := beganAt(m, now); !got.Equal(now) {
+		t.Errorf("not started: got %s, want now", got)
+	}
+	m.Status.Events = []root.Event{{Type: "start", At: now.Add(-time.Minute)}, {Type: "launch", At: now.Add(-time.Hour)}}
+	if got := beganAt(m, now); !got.Equal(now.Add(-time.Minute)) {
+		t.Errorf("started: got %s, want a minute ago", got)
+	}
+}
