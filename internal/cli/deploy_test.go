@@ -340,3 +340,20 @@ func TestRollback(t *testing.T) {
 	a.answer("POST /roost/v1/apps/shop/releases/4/cancel", 200, struct{}{})
 	a.run(t, "release", "cancel", "--app", "shop").want(t, exitDone, "Release v4 is being cancelled")
 }
+
+// TestDeployTellsOutputOnce: what the release command printed is not repeated
+// as the last lines of its log; other lines are told.
+func TestDeployTellsOutputOnce(t *testing.T) {
+	for name, last := range map[string]string{"once": "ImportError: admn", "told": "Killed"} {
+		t.Run(name, func(t *testing.T) {
+			out := "Traceback:\nImportError: admn"
+			events := releaseEvents("failed", "the release command failed: exit code 1\nthe last lines of its log:\n  Traceback:\n  "+last)
+			events = slices.Insert(events, len(events)-1, client.ReleaseEvent{ID: "07o", At: now, Step: client.StepReleaseCommand, Output: &out})
+			s := releases(t, events).run(t, "deploy", project(t, shopFile))
+			s.want(t, exitFailed, "exit code 1", last)
+			if got, want := strings.Contains(s.err, "the last lines of its log"), name == "told"; got != want {
+				t.Errorf("repeated: got %v, want %v:\n%s", got, want, s.err)
+			}
+		})
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -43,7 +44,7 @@ func (f *factory) seeThrough(ctx context.Context, c *client.Client, app string, 
 		if end.Status == "failed" {
 			what = end.Status
 		}
-		return hintError{fmt.Errorf("release v%d of %s %s: %s", end.Version, app, what, first(end.Message, "no reason was recorded")),
+		return hintError{fmt.Errorf("release v%d of %s %s: %s", end.Version, app, what, first(show.untold(end.Message), "no reason was recorded")),
 			fmt.Sprintf("`roost releases show v%d --app %s` shows its rollout, `roost logs --app %s` what the app said", end.Version, app, app)}
 	}
 	took := ""
@@ -142,6 +143,27 @@ type rolloutView struct {
 	drawn   int        // lines on the terminal that will be replaced
 	warned  map[string]bool
 	failed  client.ReleaseEvent // not shown yet: the end may say the same
+	output  []string            // the last lines of the release command, as shown
+}
+
+// keptOutput is more than what the message of a failed release repeats.
+const keptOutput = 64
+
+// untold is what a release says of its end without the log lines that stand on
+// the screen already, because a command in a temporary machine printed them.
+func (v *rolloutView) untold(message string) string {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	text, log, ok := strings.Cut(message, "\nthe last lines of its log:\n")
+	if !ok || len(v.output) == 0 {
+		return message
+	}
+	for line := range strings.Lines(log) {
+		if !slices.Contains(v.output, strings.TrimSpace(line)) {
+			return message
+		}
+	}
+	return text
 }
 
 type waitLine struct {
@@ -203,6 +225,11 @@ func (v *rolloutView) event(e client.ReleaseEvent) {
 	}
 	if e.Output == nil {
 		v.forget(key)
+	} else {
+		for line := range strings.Lines(*e.Output) {
+			v.output = append(v.output, strings.TrimSpace(line))
+		}
+		v.output = v.output[max(0, len(v.output)-keptOutput):]
 	}
 	if e.Warning && v.warned[e.Message] {
 		return

@@ -133,7 +133,8 @@ var guesses = []struct {
 }{
 	{[]string{"disallowedhost|invalid http_host header|allowed_hosts"},
 		"Django refuses the Host header: add the app's hostname to ALLOWED_HOSTS (FLY_APP_NAME is in the environment), or set headers.Host of the check"},
-	{[]string{"out of memory|oom"}, "the machine has too little memory: give it more (roost scale memory), or swap (swap_size_mb)"},
+	{[]string{"out of memory|oom-kill|oom_kill|oomkill|oom killed"}, "the machine has too little memory: give it more (roost scale memory), or swap (swap_size_mb)"},
+	{[]string{"importerror: cannot import name"}, "a module lacks a name that the program imports from it: it is misspelled, or the image has another version of the package"},
 	{[]string{"modulenotfounderror|importerror|cannot find module|module not found"}, "the image lacks a package that the program needs"},
 	{[]string{"improperlyconfigured|keyerror|environment variable|is not set"}, "a setting is missing: set it in [env], or as a secret (roost secrets set NAME=value)"},
 	{[]string{"could not connect to server|connection refused|could not translate host name|name or service not known|temporary failure in name resolution|operationalerror"},
