@@ -112,6 +112,12 @@ func (g *gate) failed(ctx context.Context, m *root.Machine, what string, err err
 	})
 }
 
+// resting reports whether a machine was put to rest: the proxy stops one that
+// nobody asks, also before its checks pass. The public route wakes it, and tells.
+func resting(m *root.Machine) bool {
+	return m.Status.State == root.StateStopped && m.Status.Exit != nil && m.Status.Exit.RequestedStop
+}
+
 // finished reports whether a machine that serves nobody did what it had to do.
 func finished(m *root.Machine) bool {
 	st, e := &m.Status, m.Status.Exit
@@ -165,7 +171,7 @@ func (g *gate) started(ctx context.Context) (*root.Machine, error) {
 		case root.StateStarted, root.StateSuspending, root.StateSuspended:
 			return true, nil
 		case root.StateStopped: // put to rest: it had nothing to do
-			return m.Status.Exit != nil && m.Status.Exit.RequestedStop || finished(m), nil
+			return resting(m) || finished(m), nil
 		}
 		return false, nil
 	})
@@ -238,7 +244,7 @@ func checkCount(c *root.Config) int {
 func (g *gate) healthy(ctx context.Context) error {
 	_, err := g.wait(ctx, "to pass its checks", func(m *root.Machine) (bool, error) {
 		n := checkCount(&m.Spec.Config)
-		if n == 0 || m.Status.State == root.StateSuspended || finished(m) {
+		if n == 0 || m.Status.State == root.StateSuspended || finished(m) || resting(m) {
 			return true, nil
 		}
 		if m.Status.Instance != m.Spec.Instance {

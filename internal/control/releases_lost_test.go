@@ -213,3 +213,22 @@ func TestCommandTimeCountsFromItsStart(t *testing.T) {
 		t.Errorf("started: got %s, want a minute ago", got)
 	}
 }
+
+// A machine that nobody asks is put to rest before its checks pass: they are
+// not waited for, and the app is asked from outside.
+func TestMachineThatRestsBeforeItsChecksPass(t *testing.T) {
+	d := newDeployment(t)
+	n := definition("one", map[string]string{"RESTS": "1"})
+	n.Groups = n.Groups[:1]
+	n.Groups[0].Config.Services[0].Checks = []root.Check{{Type: "tcp", Interval: 10 * time.Second, Timeout: 2 * time.Second}}
+	n.Deploy.WaitTimeout = time.Hour
+	r := d.release(n)
+	asked := false
+	d.must(d.Releases.Events(t.Context(), admin, "shop", r.Version, "", false, func(e root.ReleaseEvent) error {
+		asked = asked || e.Step == root.StepVerify && e.URL != ""
+		return nil
+	}))
+	if r.Progress.Status != root.ReleaseComplete || !asked {
+		t.Errorf("got %s %q, asked from outside: %v", r.Progress.Status, r.Progress.Message, asked)
+	}
+}

@@ -148,7 +148,12 @@ func (f *deployAgent) Start(ctx context.Context, id root.MachineID, o orders.Sta
 	return rev, err
 }
 
-func (f *deployAgent) Inspect(context.Context, root.MachineID) (orders.Inspection, error) {
+func (f *deployAgent) Inspect(ctx context.Context, id root.MachineID) (orders.Inspection, error) {
+	if m, err := f.store.Machine(ctx, id); err == nil && m.Spec.Config.Env["RESTS"] != "" {
+		if _, err := f.put(ctx, id, func(st *root.Status) { st.State, st.Exit = root.StateStopped, &root.Exit{RequestedStop: true} }); err != nil {
+			return orders.Inspection{}, err
+		}
+	}
 	return orders.Inspection{Listens: []orders.Listen{{Proto: "tcp", Address: "0.0.0.0:8080"}}}, nil
 }
 
