@@ -181,7 +181,7 @@ func exampleMachine(state machines.State) machines.Machine {
 		ID: id, Name: "amber-bird-1", State: state, Region: "loc", InstanceID: "01VERSION",
 		ImageRef:  machines.ImageRef{Registry: "registry.localhost", Repository: "shop", Tag: "latest", Digest: "sha256:1234"},
 		PrivateIP: "fdaa:0:1::2", CreatedAt: now.Add(-49 * time.Hour), UpdatedAt: now.Add(-90 * time.Second),
-		Config: &machines.Config{Image: "registry.localhost/shop:latest", Guest: &machines.Guest{CPUKind: "shared", CPUs: 1, MemoryMB: 256}},
+		Config: &machines.Config{Image: "registry.localhost/shop:latest", Guest: &machines.Guest{CPUKind: "shared", CPUs: 1, MemoryMB: 256}, Metadata: map[string]string{"fly_process_group": "web"}},
 		Checks: []machines.Status{
 			{Name: "servicecheck-00-http-8080", Status: "critical", Output: "400 Bad Request: DisallowedHost\nAllow the host.", UpdatedAt: now.Add(-time.Minute)},
 			{Name: "servicecheck-01-tcp-8080", Status: "passing", Output: "connection accepted", UpdatedAt: now.Add(-time.Hour)},

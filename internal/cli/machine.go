@@ -274,17 +274,20 @@ func (f *factory) printMachines(list []machines.Machine, quiet bool) error {
 			rows = append(rows, []string{m.ID})
 			continue
 		}
-		size := "-"
+		size, group := "-", "-"
+		if m.Config != nil {
+			group = first(m.Config.Metadata["fly_process_group"], group)
+		}
 		if m.Config != nil && m.Config.Guest != nil {
 			g := m.Config.Guest
 			size = fmt.Sprintf("%s-cpu-%dx:%dMB", g.CPUKind, g.CPUs, g.MemoryMB)
 		}
-		rows = append(rows, []string{m.ID, m.Name, string(m.State), m.Region, imageName(m.ImageRef), m.PrivateIP, size, f.io.Time(m.UpdatedAt), checksWord(m.Checks)})
+		rows = append(rows, []string{m.ID, m.Name, string(m.State), m.Region, imageName(m.ImageRef), m.PrivateIP, size, f.io.Time(m.UpdatedAt), group, checksWord(m.Checks)})
 	}
 	if quiet {
 		return f.io.Table([]string{"id"}, rows)
 	}
-	return f.table("No machines; `roost machine run --app APP IMAGE` makes one", []string{"id", "name", "state", "region", "image", "address", "size", "updated", "checks"}, rows)
+	return f.table("No machines; `roost machine run --app APP IMAGE` makes one", []string{"id", "name", "state", "region", "image", "address", "size", "updated", "group", "checks"}, rows)
 }
 
 func imageName(r machines.ImageRef) string {
