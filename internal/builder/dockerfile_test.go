@@ -121,16 +121,20 @@ func TestDockerfile(t *testing.T) {
 	t.Parallel()
 	h := start(t, nil)
 	withShell(t, h)
+	// The stages share one base: BuildKit sets a flag (to what it is) whenever it
+	// resolves an image, which the race detector reports when it resolves two at once.
 	files := map[string]string{"a.txt": "hello", "sub/b*": "program", "l->": "a.txt", "ignored.log": "x", ".dockerignore": "*.log\n"}
 	r := Request{Target: "final", Args: map[string]string{"VERSION": "7"}, Labels: map[string]string{"team": "shop"}, Dockerfile: `# syntax=docker/dockerfile:1
 ARG VERSION=1
-FROM shell:1 AS build
+FROM shell:1 AS base
+
+FROM base AS build
 ARG VERSION
 RUN echo version $VERSION > /made && echo not-""cached
 RUN --mount=type=cache,target=/cache ls /cache; echo entry > /cache/entry
 COPY . /src/
 
-FROM shell:1 AS final
+FROM base AS final
 COPY --from=build /made /made
 COPY --from=build --chown=7:8 --chmod=0640 /src /app/
 WORKDIR /app
@@ -138,7 +142,7 @@ USER 7
 EXPOSE 8080
 CMD ["cat", "/made"]
 
-FROM shell:1 AS never
+FROM base AS never
 RUN exit 9
 `}
 	img, out, err := docker(t, h, r, files)
@@ -461,7 +465,7 @@ func TestDockerfilePrune(t *testing.T) {
 		return total
 	}
 	// Steps whose result no image has.
-	if _, _, err := docker(t, h, Request{Dockerfile: "FROM shell:1 AS a\nRUN head -c 20000000 /dev/urandom > /huge\nFROM shell:1\nCOPY --from=a /bin/sh /sh\n"}, nil); err != nil {
+	if _, _, err := docker(t, h, Request{Dockerfile: "FROM shell:1 AS base\nFROM base AS a\nRUN head -c 20000000 /dev/urandom > /huge\nFROM base\nCOPY --from=a /bin/sh /sh\n"}, nil); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the cache to be pruned", func() bool { return size() < 20_000_000 })

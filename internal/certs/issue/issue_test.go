@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -325,13 +326,12 @@ func TestKilledWhileObtaining(t *testing.T) {
 	w := newWorld(t)
 	entered, release := make(chan struct{}), make(chan struct{})
 	// The authority reaches the edge through a port that holds its question.
-	var once bool
+	var once sync.Once
 	gate := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
-		if !once {
-			once = true
+		once.Do(func() {
 			close(entered)
 			<-release
-		}
+		})
 		req := r.Clone(r.Context())
 		req.RequestURI, req.URL.Scheme, req.URL.Host = "", "http", w.http.String()
 		resp, err := http.DefaultTransport.RoundTrip(req)
