@@ -3,6 +3,7 @@ package real
 import (
 	"encoding/base64"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -127,13 +128,23 @@ func TestFreshRootFS(t *testing.T) {
 func TestSecurity(t *testing.T) {
 	t.Parallel()
 	app := newApp(t)
+	const swappiness = "/proc/sys/vm/swappiness"
+	before, err := os.ReadFile(swappiness)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { // the machines have written to their own
+		if after, err := os.ReadFile(swappiness); err != nil || string(after) != string(before) {
+			t.Errorf("the host's swappiness: got %s, %v after %s", after, err, before)
+		}
+	})
 	for _, user := range []string{"app", "root"} {
 		t.Run(user, func(t *testing.T) {
 			t.Parallel()
 			c := job("security")
 			c.Processes = []machines.Process{{User: user}}
 			out := outcome(t, app, c)
-			for _, name := range []string{"mount", "unshare", "sethostname", "settime", "reboot", "swapon", "sysrq", "kcore", "sysfs", "disk", "link"} {
+			for _, name := range []string{"mount", "unshare", "sethostname", "settime", "reboot", "swapon", "sysctl", "sysrq", "kcore", "sysfs", "disk", "link"} {
 				if i := strings.Index("\n"+out, "\n"+name+": "); i < 0 {
 					t.Errorf("%s was not tried:\n%s", name, out)
 				} else if line, _, _ := strings.Cut(out[i:], "\n"); strings.HasSuffix(line, "<nil>") {

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -25,7 +26,9 @@ func security() {
 	say("sethostname", unix.Sethostname([]byte("mine")))
 	say("settime", unix.ClockSettime(unix.CLOCK_REALTIME, &unix.Timespec{Sec: 1}))
 	say("reboot", unix.Reboot(unix.LINUX_REBOOT_CMD_CAD_OFF))
-	say("swapon", os.WriteFile("/proc/sys/vm/swappiness", []byte("1"), 0))
+	say("swapon", swapon("/etc/hosts")) // is none
+	say("sysctl", os.WriteFile("/proc/sys/kernel/core_pattern", []byte("core"), 0))
+	say("own swappiness", os.WriteFile("/proc/sys/vm/swappiness", []byte("1"), 0)) // the machine's: root may
 	say("sysrq", os.WriteFile("/proc/sysrq-trigger", []byte("h"), 0))
 	say("kcore", readable("/proc/kcore"))
 	say("sysfs", os.WriteFile("/sys/kernel/mm/ksm/run", []byte("0"), 0))
@@ -72,4 +75,15 @@ func readable(path string) error {
 		return fmt.Errorf("empty")
 	}
 	return err
+}
+
+func swapon(path string) error {
+	name, err := unix.BytePtrFromString(path)
+	if err != nil {
+		return err
+	}
+	if _, _, errno := unix.Syscall(unix.SYS_SWAPON, uintptr(unsafe.Pointer(name)), 0, 0); errno != 0 {
+		return errno
+	}
+	return nil
 }
