@@ -91,7 +91,12 @@ func refuse(w http.ResponseWriter, r *http.Request, err error) {
 func (s *server) build(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	var req Request
-	if err := json.NewDecoder(io.LimitReader(r.Body, maxRequest)).Decode(&req); err != nil {
+	// Read to its end: only then does the server notice a client that leaves.
+	body, err := io.ReadAll(io.LimitReader(r.Body, maxRequest))
+	if err == nil {
+		err = json.Unmarshal(body, &req)
+	}
+	if err != nil {
 		refuse(w, r, &root.Error{Kind: root.Invalid, Message: "the description of the build cannot be read", Err: err})
 		return
 	}

@@ -97,7 +97,9 @@ func RequireRoot(next http.Handler) http.Handler {
 func Handler[In, Out any](f func(context.Context, *http.Request, In) (Out, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		var in In
-		err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody)).Decode(&in)
+		body := http.MaxBytesReader(w, r.Body, maxBody)
+		err := json.NewDecoder(body).Decode(&in)
+		_, _ = io.Copy(io.Discard, body) // to its end: only then a caller that leaves is noticed
 		if err != nil && !errors.Is(err, io.EOF) {
 			WriteError(w, root.Errorf(root.Invalid, "malformed request: %v", err))
 			return
