@@ -80,6 +80,26 @@ func TestControlKilled(t *testing.T) {
 	}
 }
 
+// TestControlKilledAtFirst: the same while an app's first machine is made. It
+// is found again, not made twice.
+func TestControlKilledAtFirst(t *testing.T) {
+	t.Parallel()
+	const app = "first"
+	h := newHost(t, "--test-failpoint=rollout:created")
+	ref := h.image(app, "one")
+	h.mustDeploy(h.folder(app, ""), ref)
+	if _, err := os.Stat(filepath.Join(h.Run(), "failpoint")); err != nil {
+		t.Errorf("nothing was killed: the test proves nothing: %v", err)
+	}
+	if r := h.ended(app); r.Version != 1 || r.Status != "complete" {
+		t.Errorf("release v%d is %s, want v1 complete: %s", r.Version, r.Status, r.Message)
+	}
+	if got := h.serves(app); got != "one" {
+		t.Errorf("%q serves, want the image", got)
+	}
+	h.runs(app, ref, 1)
+}
+
 func controlKilled(h *host, strategy string, fails, worker bool) {
 	const app = "crash"
 	t := h.t
