@@ -261,9 +261,8 @@ func (c *Client) interactive(ctx context.Context, req *http.Request, start ExecS
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() }) // ends the reads below
 	defer stop()
 	out := NewFrameWriter(conn)
-	if err := out.JSON(FrameStart, start); err != nil {
-		return ExecEnd{}, broken(ctx, "exec: the connection broke", err)
-	}
+	// An end that cannot be written to may have said why: reading tells.
+	_ = out.JSON(FrameStart, start)
 	done := make(chan struct{}) // closed when the command has ended
 	defer close(done)
 	if streams.Stdin != nil {
@@ -272,8 +271,8 @@ func (c *Client) interactive(ctx context.Context, req *http.Request, start ExecS
 			_, _ = io.Copy(out.Stream(FrameStdin), streams.Stdin)
 			_ = out.Frame(FrameStdin, nil)
 		}()
-	} else if err := out.Frame(FrameStdin, nil); err != nil {
-		return ExecEnd{}, broken(ctx, "exec: the connection broke", err)
+	} else {
+		_ = out.Frame(FrameStdin, nil)
 	}
 	if streams.Resize != nil {
 		go func() {

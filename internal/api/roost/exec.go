@@ -82,11 +82,21 @@ func (h *handlers) interactive(w http.ResponseWriter, r *http.Request, run func(
 	if err == nil {
 		end, err = run(ctx, &execSession{start, buffered.Reader, out, cancel})
 	}
-	if err != nil {
-		end.Error = failure(err)
+	if err == nil {
+		return out.JSON(client.FrameEnd, end)
 	}
-	return errors.Join(err, out.JSON(client.FrameEnd, end))
+	end.Error = failure(err)
+	err = errors.Join(err, out.JSON(client.FrameEnd, end))
+	// What the client still sends would break the connection, and the reason
+	// with it: it is read until the client, which has the reason, closes.
+	if conn.SetReadDeadline(time.Now().Add(lingerTimeout)) == nil {
+		_, _ = io.Copy(io.Discard, conn)
+	}
+	return err
 }
+
+// lingerTimeout bounds the wait for a client to take a refusal.
+const lingerTimeout = 2 * time.Second
 
 func readStart(r io.Reader) (client.ExecStart, error) {
 	var start client.ExecStart
