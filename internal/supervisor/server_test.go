@@ -654,6 +654,28 @@ func TestFailedStartLeavesNothing(t *testing.T) {
 	}
 }
 
+// The same after the control groups were made.
+func TestStartWithoutSwapLeavesNothing(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.cfg.Swap = "file:900000GB"
+	cfg, err := json.Marshal(h.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), "ROOST_TEST_ROLE=server", "ROOST_TEST_CONFIG="+string(cfg))
+	var said strings.Builder
+	cmd.Stdout, cmd.Stderr = h.log, &said
+	if err := cmd.Run(); err == nil || !strings.Contains(said.String(), "swap") {
+		t.Errorf("got %v, %q, want a start refused for its swap", err, said.String())
+	}
+	groups, err := filepath.Glob("/sys/fs/cgroup/*/" + h.cfg.CgroupParent())
+	if err != nil || len(groups) > 0 {
+		t.Errorf("control groups are left: %v, %v", groups, err)
+	}
+}
+
 func TestShutdownRestoresTheHost(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)

@@ -142,6 +142,9 @@ func runWith(ctx context.Context, cfg config.Config, argv func(child string) []s
 		switch {
 		case !serving && missing != nil: // a start that failed leaves the host as it was
 			err = errors.Join(err, s.network.Close(context.WithoutCancel(ctx)))
+			if s.cgroups != nil {
+				err = errors.Join(err, s.cgroups.Remove())
+			}
 		case !released:
 			s.network.Release()
 		}
