@@ -106,6 +106,11 @@ func run(ctx context.Context, getenv func(string) string, log *slog.Logger, list
 	}
 	log.Info("listening", "address", listener.Addr().String(), "machine", machine, "took", time.Since(began))
 	listening(listener.Addr())
+	return serve(ctx, server, listener, log)
+}
+
+// serve answers requests until ctx ends, then lets those in flight finish.
+func serve(ctx context.Context, server *http.Server, listener net.Listener, log *slog.Logger) error {
 	served := make(chan error, 1) // one result, so Serve never waits for a reader
 	go func() { served <- server.Serve(listener) }()
 	select {
@@ -116,7 +121,7 @@ func run(ctx context.Context, getenv func(string) string, log *slog.Logger, list
 	log.Info("stopping, requests in flight may finish")
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
 	defer cancel()
-	err = server.Shutdown(drain)
+	err := server.Shutdown(drain)
 	if s := <-served; !errors.Is(s, http.ErrServerClosed) {
 		err = errors.Join(err, s)
 	}
