@@ -46,12 +46,16 @@ func (d *Deps) diagnose(ctx context.Context, f failure) error {
 		d.Log.Error("machine of a release", "app", f.app, "machine", f.machine, "err", f.err)
 	}
 	evidence := []string{root.MessageOf(f.err)}
+	var sockets []orders.Listen
+	looked := false
 	m := d.Catalog.Snapshot().Machine(f.machine)
 	if m != nil && m.Spec.Instance == f.instance {
 		for _, k := range m.Status.Checks {
 			if k.Status != root.CheckPassing {
 				lines = append(lines, fmt.Sprintf("check %s is %s: %s", k.Name, k.Status, clipText(k.Output, maxOutput)))
-				evidence = append(evidence, k.Output)
+				if !strings.HasPrefix(k.Output, "connect: ") { // the probe's own attempt says nothing of what the app does
+					evidence = append(evidence, k.Output)
+				}
 			}
 		}
 		if e := m.Status.Exit; e != nil && !strings.Contains(lines[0], exitText(m)) && !strings.Contains(lines[0], fmt.Sprintf("exit code %d", e.Code)) {
@@ -59,14 +63,19 @@ func (d *Deps) diagnose(ctx context.Context, f failure) error {
 		}
 		if m.Status.State.Running() && d.Agent != nil {
 			if seen, err := d.Agent.Inspect(ctx, f.machine); err == nil {
-				lines = append(lines, listenText(seen.Listens))
-				evidence = append(evidence, listenText(seen.Listens))
+				sockets, looked = seen.Listens, true
+				lines = append(lines, listenText(sockets))
+				evidence = append(evidence, listenText(sockets))
 			}
 		}
 		evidence = append(evidence, exitText(m))
 	}
 	log := d.lastLog(ctx, f)
-	if g := guess(strings.Join(slices.Concat(evidence, log), "\n"), f.config); g != "" {
+	g := guess(strings.Join(slices.Concat(evidence, log), "\n"), f.config)
+	if g == "" && looked && m.Status.State == root.StateStarted {
+		g = wrongPort(sockets, f.config)
+	}
+	if g != "" {
 		lines = append(lines, "likely cause: "+g)
 	}
 	if len(log) > 0 {
@@ -179,6 +188,33 @@ func loopback(evidence string, c *root.Config) string {
 				strings.Contains(evidence, "listen") {
 				return fmt.Sprintf("the program listens on %s only, where nobody outside the machine reaches it: make it listen on 0.0.0.0:%s", net.JoinHostPort(host, port), port)
 			}
+		}
+	}
+	return ""
+}
+
+// wrongPort finds that the program listens, but not where a service is said to
+// be, or that it does not listen at all.
+func wrongPort(all []orders.Listen, c *root.Config) string {
+	if c == nil || len(c.Services) == 0 {
+		return ""
+	}
+	var other []string
+	for _, l := range all {
+		if _, port, err := net.SplitHostPort(l.Address); err == nil && strings.HasPrefix(l.Proto, "tcp") {
+			other = append(other, port)
+		}
+	}
+	for i := range c.Services {
+		port := strconv.Itoa(c.Services[i].InternalPort)
+		switch {
+		case slices.Contains(other, port):
+		case len(other) == 0:
+			return fmt.Sprintf("the program has not come so far as to listen: it takes longer than it may (deploy.wait_timeout), or hangs; it has to listen on 0.0.0.0:%s", port)
+		default:
+			slices.Sort(other)
+			other = slices.Compact(other)
+			return fmt.Sprintf("the program listens on port %s, and internal_port says %s: make one of them say what the other does", strings.Join(other, ", "), port)
 		}
 	}
 	return ""

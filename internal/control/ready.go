@@ -20,6 +20,10 @@ const (
 	// listenPoll and maxListenPoll are between looks at a machine's sockets.
 	listenPoll    = 20 * time.Millisecond
 	maxListenPoll = 500 * time.Millisecond
+	// crashLoop is how many restarts of its policy a machine may need before it
+	// is ready: one that crashes at every start is not worth the whole wait, one
+	// that crashed once because something else was not there yet is.
+	crashLoop = 3
 )
 
 // errNotReady is the cause of a wait that took too long.
@@ -28,7 +32,7 @@ var errNotReady = root.Errorf(root.Timeout, "it took too long")
 // Ready waits for the gates of a machine one after the other: started,
 // listening, checks, and for one without any of these, a moment of life.
 func (c *cluster) Ready(ctx context.Context, r *root.Release, id root.MachineID, smoke bool, tell rollout.Tell) error {
-	g := &gate{c: c, r: r, id: id, tell: tell, began: c.s.Now()}
+	g := &gate{c: c, r: r, id: id, tell: tell, began: c.s.Now(), smokes: smoke}
 	g.until = g.began.Add(r.Deploy.WaitTimeout)
 	ctx, cancel := context.WithTimeoutCause(ctx, r.Deploy.WaitTimeout, errNotReady)
 	defer cancel()
@@ -49,7 +53,7 @@ func (c *cluster) Ready(ctx context.Context, r *root.Release, id root.MachineID,
 	if err := g.healthy(ctx); err != nil {
 		return err
 	}
-	if smoke && !rollout.Served(&m.Spec.Config) && checkCount(&m.Spec.Config) == 0 {
+	if g.smokes && !rollout.Served(&m.Spec.Config) && checkCount(&m.Spec.Config) == 0 {
 		return g.smoke(ctx, m)
 	}
 	return nil
@@ -63,6 +67,8 @@ type gate struct {
 	tell  rollout.Tell
 	began time.Time
 	until time.Time
+
+	smokes bool // whether a start that fails again and again ends the wait
 }
 
 // wait returns the machine once done holds of it. done's error ends the wait.
@@ -132,6 +138,15 @@ func (g *gate) finished(m *root.Machine) {
 	})
 }
 
+// ended says that a machine ended by itself and nothing will start it again,
+// or only to see it end once more.
+func (g *gate) ended(m *root.Machine) error {
+	if n := m.Status.Restarts; g.smokes && m.Status.Instance == m.Spec.Instance && n >= crashLoop {
+		return root.Errorf(root.Precondition, "%s, and again after each of %d restarts", exitText(m), n)
+	}
+	return ended(m)
+}
+
 // ended says that a machine ended by itself and nothing will start it again.
 func ended(m *root.Machine) error {
 	st := &m.Status
@@ -164,7 +179,7 @@ func (g *gate) started(ctx context.Context) (*root.Machine, error) {
 		if m.Status.Instance != m.Spec.Instance {
 			return false, nil
 		}
-		if err := ended(m); err != nil {
+		if err := g.ended(m); err != nil {
 			return false, err
 		}
 		switch m.Status.State {
@@ -202,7 +217,7 @@ func (g *gate) listening(ctx context.Context, m *root.Machine) error {
 			g.tell(waiting(m, fmt.Sprintf("machine %s %s", g.id, what), g.until))
 		}
 		if now := g.c.s.Catalog.Snapshot().Machine(g.id); now != nil {
-			if err := ended(now); err != nil {
+			if err := g.ended(now); err != nil {
 				return g.failed(ctx, now, what, err)
 			}
 			if !now.Status.State.Running() && now.Status.State != root.StateRestarting && now.Status.State != root.StateStarting {
@@ -250,7 +265,7 @@ func (g *gate) healthy(ctx context.Context) error {
 		if m.Status.Instance != m.Spec.Instance {
 			return false, nil
 		}
-		if err := ended(m); err != nil {
+		if err := g.ended(m); err != nil {
 			return false, err
 		}
 		if len(m.Status.Checks) < n {
