@@ -16,6 +16,7 @@ import (
 	"github.com/roost-run/roost/internal/ipc"
 	"github.com/roost-run/roost/internal/machinelog"
 	"github.com/roost-run/roost/internal/orders"
+	"github.com/roost-run/roost/internal/patience"
 )
 
 // clinic is a machine whose check says what the test wants.
@@ -23,10 +24,12 @@ type clinic struct {
 	sick   atomic.Bool
 	slow   atomic.Bool // checks get no answer for a while
 	probes atomic.Int32
+	before atomic.Int32 // probes when the last other request came
 }
 
 func (c *clinic) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Path != "/ht/" {
+		c.before.Store(c.probes.Load())
 		_, _ = io.WriteString(w, "hello")
 		return
 	}
@@ -47,17 +50,18 @@ func checkedService() root.Service {
 // reported waits until control knows that the machine's check has a status.
 func (h *host) reported(status string) root.CheckResult {
 	h.t.Helper()
-	for end := time.Now().Add(20 * time.Second); ; <-time.After(5 * time.Millisecond) {
+	var r root.CheckResult
+	patience.Until(h.t, "a report that the check is "+status, func() bool {
 		h.mu.Lock()
-		all := h.reports
-		h.mu.Unlock()
-		if n := len(all); n > 0 && len(all[n-1].Checks) == 1 && all[n-1].Checks[0].Status == status {
-			return all[n-1].Checks[0]
+		defer h.mu.Unlock()
+		n := len(h.reports)
+		if n == 0 || len(h.reports[n-1].Checks) != 1 {
+			return false
 		}
-		if time.Now().After(end) {
-			h.t.Fatalf("waited 20s for a check that is %s; reports: %+v", status, all)
-		}
-	}
+		r = h.reports[n-1].Checks[0]
+		return r.Status == status
+	})
+	return r
 }
 
 // TestChecks: results reach control, now and after it was away, gate traffic
@@ -80,12 +84,13 @@ func TestChecks(t *testing.T) {
 	held := make(chan string, 1)
 	log := machinelog.Filter{Machine: m.ID, Match: func(l machinelog.Line) bool { return l.Provider == machinelog.ProviderHealth }}
 	var said []string
-	for end := time.Now().Add(20 * time.Second); len(said) == 0 && time.Now().Before(end); <-time.After(5 * time.Millisecond) {
+	patience.Until(t, "a line of the log", func() bool {
 		if err := machinelog.Tail(t.Context(), h.cfg.LogDir("shop"), log, false, func(l machinelog.Line) error { said = append(said, l.Message); return nil }); err != nil {
 			t.Fatal(err)
 		}
-	}
-	if len(said) == 0 || !strings.Contains(said[0], "has failed. Your app is not responding properly. Services exposed on ports [80]") || !strings.Contains(said[0], "no database") {
+		return len(said) > 0
+	})
+	if !strings.Contains(said[0], "has failed. Your app is not responding properly. Services exposed on ports [80]") || !strings.Contains(said[0], "no database") {
 		t.Errorf("the log says %q", said)
 	}
 	go func() {
@@ -124,7 +129,7 @@ func TestCheckOfSleeper(t *testing.T) {
 	n := c.probes.Load()
 	c.sick.Store(true)
 	h.wantHello() // it passed when it went to sleep
-	if got := c.probes.Load(); got != n {
+	if got := c.before.Load(); got != n {
 		t.Errorf("%d probes before the request was answered", got-n)
 	}
 }
@@ -152,20 +157,22 @@ func TestCandidate(t *testing.T) {
 	h.instances["01NEXT"] = orders.Instance{Machine: next.ID, App: "shop", Instance: "01NEXT", Generation: 2}
 	h.mu.Unlock()
 	h.log("01NEXT", orders.EntryStarted)
-	for end := time.Now().Add(20 * time.Second); len(a.Pending) == 0 || a.Pending[0].Output == ""; {
-		if a, err = report.Ask(t.Context(), edge, report.Question{Machine: next}); err != nil || a.Passing || time.Now().After(end) {
+	patience.Until(t, "what a version that fails says", func() bool {
+		if a, err = report.Ask(t.Context(), edge, report.Question{Machine: next}); err != nil || a.Passing {
 			t.Fatalf("of a version that fails: %+v, %v", a, err)
 		}
-	}
+		return len(a.Pending) > 0 && a.Pending[0].Output != ""
+	})
 	if !strings.Contains(a.Pending[0].Output, "no database") {
 		t.Errorf("it says %q", a.Pending[0].Output)
 	}
 	c.sick.Store(false)
-	for end := time.Now().Add(20 * time.Second); !a.Passing; {
-		if a, err = report.Ask(t.Context(), edge, report.Question{Machine: next}); err != nil || time.Now().After(end) {
+	patience.Until(t, "a version that passes", func() bool {
+		if a, err = report.Ask(t.Context(), edge, report.Question{Machine: next}); err != nil {
 			t.Fatalf("of a version that passes: %+v, %v", a, err)
 		}
-	}
+		return a.Passing
+	})
 	if len(a.Checks) != 1 || a.Checks[0].Status != root.CheckPassing {
 		t.Errorf("checks %+v", a.Checks)
 	}
@@ -189,14 +196,10 @@ func TestChecksOutliveTheEdge(t *testing.T) {
 	stopControl()
 	c.sick.Store(true)
 	file := filepath.Join(h.cfg.Run, "checks.json")
-	for end := time.Now().Add(20 * time.Second); ; <-time.After(5 * time.Millisecond) {
-		if data, err := os.ReadFile(file); err == nil && strings.Contains(string(data), root.CheckCritical) {
-			break
-		}
-		if time.Now().After(end) {
-			t.Fatal("waited 20s for the result to be written down")
-		}
-	}
+	patience.Until(t, "the result to be written down", func() bool {
+		data, err := os.ReadFile(file)
+		return err == nil && strings.Contains(string(data), root.CheckCritical)
+	})
 	stopEdge()
 	c.slow.Store(true) // the next edge has to go by what is written
 	h.edge()

@@ -11,6 +11,7 @@ import (
 
 	root "github.com/roost-run/roost"
 	"github.com/roost-run/roost/internal/orders"
+	"github.com/roost-run/roost/internal/patience"
 )
 
 // One machine's connections to its /.fly/api do not use up the process.
@@ -45,28 +46,23 @@ func TestMachineConnectionsAreBounded(t *testing.T) {
 	for range maxAPIConns - 1 {
 		dial()
 	}
-	if !refused(dial(), 10*time.Second) {
+	if !refused(dial(), patience.Limit) {
 		t.Fatalf("connection %d of one machine is taken", maxAPIConns+1)
 	}
 	if refused(first, time.Millisecond) {
 		t.Fatal("a connection that was taken is closed")
 	}
 	_ = first.Close()
-	for end := time.Now().Add(10 * time.Second); ; {
+	patience.Until(t, "a place after one left", func() bool {
 		c := dial()
-		_, err := io.WriteString(c, "GET /.fly/busy HTTP/1.0\r\n\r\n")
-		if err == nil {
-			_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
-			var data []byte
-			if data, err = io.ReadAll(c); err == nil && len(data) > 0 {
-				break
-			}
+		defer c.Close()
+		if _, err := io.WriteString(c, "GET /.fly/busy HTTP/1.0\r\n\r\n"); err != nil {
+			return false
 		}
-		if time.Now().After(end) {
-			t.Fatalf("no place after one left: %v", err)
-		}
-		<-time.After(10 * time.Millisecond)
-	}
+		_ = c.SetReadDeadline(patience.Deadline())
+		data, err := io.ReadAll(c)
+		return err == nil && len(data) > 0
+	})
 	if l := limited(nil, orders.ListenAPI); l != nil {
 		t.Error("people's connections are bounded as if they were a machine's")
 	}

@@ -7,11 +7,12 @@ import (
 	"os"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/roost-run/roost/internal/patience"
 )
 
 // serve makes a machine answer on a port, TCP and UDP, both families.
@@ -124,7 +125,7 @@ func TestSpoofedSource(t *testing.T) {
 				send(from)
 			}
 			send(family.honest)
-			must(t, l.SetReadDeadline(time.Now().Add(5*time.Second)))
+			must(t, l.SetReadDeadline(patience.Deadline()))
 			b := make([]byte, 256)
 			n, _, err := l.ReadFrom(b)
 			if err != nil {

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/internal/patience"
 )
 
 // state describes a namespace whole: links, addresses, routes, neighbours,
@@ -308,7 +309,7 @@ func TestAdoption(t *testing.T) {
 			reaches(t, "internet", a.ns, "tcp", at(internet4, 9000), hostPublic4)
 			reaches(t, "internet", a.ns, "tcp", at(internet6, 9000), hostPublic6)
 			reaches(t, "DNS", a.ns, "udp", at(GatewayIPv4, 53), a.IPv4)
-			must(t, s.SetReadDeadline(time.Now().Add(5*time.Second)))
+			must(t, s.SetReadDeadline(patience.Deadline()))
 			_, err := io.WriteString(c, "still here")
 			must(t, err)
 			buf := make([]byte, 10)

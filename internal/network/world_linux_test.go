@@ -19,6 +19,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/roost-run/roost/internal/patience"
 )
 
 // world is a host of its own with an internet behind it, so that the real host
@@ -272,7 +274,7 @@ func ask(ns *os.File, network, addr string, timeout time.Duration) (seen string,
 
 func reaches(t testing.TB, what string, ns *os.File, network, addr, wantSeen string) {
 	t.Helper()
-	seen, err := ask(ns, network, addr, 5*time.Second)
+	seen, err := ask(ns, network, addr, patience.Limit)
 	if err != nil || seen != wantSeen {
 		t.Errorf("%s (%s %s): got seen as %q, error %v; want seen as %q", what, network, addr, seen, err, wantSeen)
 	}

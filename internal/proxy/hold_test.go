@@ -14,6 +14,7 @@ import (
 	"time"
 
 	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/internal/patience"
 	"github.com/roost-run/roost/internal/proxy"
 )
 
@@ -99,7 +100,7 @@ func TestFailures(t *testing.T) {
 			t.Parallel()
 			deadline := time.Minute // these end long before
 			if c.code == "PM03" || c.code == "PM05" {
-				deadline = 700 * time.Millisecond // and these by it
+				deadline = 3 * time.Second // and these by it
 			}
 			w := newWorld(t, hold(deadline))
 			c.make(w)
@@ -112,27 +113,20 @@ func TestFailures(t *testing.T) {
 // deadline, and told.
 func TestLoopback(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, hold(time.Minute))
+	w := newWorld(t, hold(time.Hour))
 	m := w.machine("shop", root.StateStopped, answer("hello"))
 	m.deaf = true
 	port := m.record.Spec.Config.Services[0].InternalPort
 	w.listens.Store(&[]string{fmt.Sprintf("127.0.0.1:%d", port), "0.0.0.0:9999"})
-	begin := time.Now()
 	w.wantFailure(http.StatusBadGateway, "PC01", fmt.Sprintf("listens on 127.0.0.1:%d only", port), fmt.Sprintf("0.0.0.0:%d", port))
-	if took := time.Since(begin); took > 20*time.Second {
-		t.Errorf("it took %s to say so", took)
-	}
 	// It is seen when it is mended.
 	m.mu.Lock()
 	m.listen(0)
 	m.mu.Unlock()
-	deadline := time.Now().Add(10 * time.Second)
-	for time.Now().Before(deadline) {
-		if _, body := w.get("/"); body == "hello" {
-			return
-		}
-	}
-	t.Error("the machine is still refused after it listens")
+	patience.Until(t, "the machine to get requests after it listens", func() bool {
+		_, body := w.get("/")
+		return body == "hello"
+	})
 }
 
 func TestUnknownHost(t *testing.T) {
@@ -193,7 +187,7 @@ func TestQueueBound(t *testing.T) {
 			}
 		})
 	}
-	w.until("3 are held", func() bool { return w.proxy.Held() == 3 })
+	patience.Until(t, "3 are held", func() bool { return w.proxy.Held() == 3 })
 	resp, _ := w.get("/")
 	if resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") == "" {
 		t.Errorf("beyond: got %d, Retry-After %q, want 503 with Retry-After", resp.StatusCode, resp.Header.Get("Retry-After"))
@@ -216,10 +210,10 @@ func TestClientLeaves(t *testing.T) {
 		}
 		done <- err
 	}()
-	w.until("it is held", func() bool { return w.proxy.Held() == 1 })
+	patience.Until(t, "it is held", func() bool { return w.proxy.Held() == 1 })
 	cancel()
 	<-done
-	w.until("nobody is held", func() bool { return w.proxy.Held() == 0 })
+	patience.Until(t, "nobody is held", func() bool { return w.proxy.Held() == 0 })
 }
 
 // TestClientLeavesMachine checks that a machine sees when its client went away.
@@ -240,34 +234,21 @@ func TestClientLeavesMachine(t *testing.T) {
 	}()
 	<-arrived
 	cancel()
-	select {
-	case <-gone:
-	case <-time.After(5 * time.Second):
-		t.Error("the machine still works for a client that left 5s ago")
-	}
+	patience.Receive(t, "the machine to see that its client left", gone)
 }
 
-// until polls: what it waits for has no event.
-func (w *world) until(what string, done func() bool) {
-	w.t.Helper()
-	for deadline := time.Now().Add(5 * time.Second); !done(); time.Sleep(time.Millisecond) { //nolint:forbidigo // between two looks at a counter
-		if time.Now().After(deadline) {
-			w.t.Fatalf("not within 5s: %s", what)
-		}
-	}
-}
-
-// TestSlowStart holds requests over a start that takes its time to listen.
+// TestSlowStart holds requests over a start that takes its time to listen; the
+// client's own patience ends long before the hold.
 func TestSlowStart(t *testing.T) {
-	w := newWorld(t)
+	w := newWorld(t, hold(time.Hour))
 	m := w.machine("shop", root.StateStopped, answer("hello"))
 	m.slow = 300 * time.Millisecond
 	begin := time.Now()
 	if resp, body := w.get("/"); body != "hello" {
 		t.Fatalf("got %d %q, want hello", resp.StatusCode, body)
 	}
-	if took := time.Since(begin); took < 300*time.Millisecond || took > 5*time.Second {
-		t.Errorf("answered %s after the request, want after the machine listens at 300ms, and soon", took)
+	if took := time.Since(begin); took < 300*time.Millisecond {
+		t.Errorf("answered %s after the request, want after the machine listens at 300ms", took)
 	}
 }
 
@@ -312,11 +293,8 @@ func TestUnnoticedExit(t *testing.T) {
 	w := newWorld(t)
 	a := w.machine("shop", root.StateStarted, answer("a"))
 	b := w.machine("shop", root.StateStarted, answer("b"))
-	w.until("both are ready", func() bool {
-		w.get("/", forceFirst(a))
-		w.get("/", forceFirst(b))
-		return true
-	})
+	w.get("/", forceFirst(a)) // returns when it is ready
+	w.get("/", forceFirst(b))
 	a.halt()
 	c := w.client()
 	for range 20 {
@@ -330,11 +308,11 @@ func TestUnnoticedExit(t *testing.T) {
 // woken, since nobody else would answer.
 func TestSuspendedUnderRequest(t *testing.T) {
 	w := newWorld(t)
-	arrived := make(chan struct{})
+	arrived, frozen := make(chan struct{}), make(chan struct{})
 	var m *fakeMachine
 	m = w.machine("shop", root.StateStarted, func(rw http.ResponseWriter, _ *http.Request) {
 		close(arrived)
-		w.until("frozen", func() bool { return w.State(m.record) == root.StateSuspended || m.woken() > 0 })
+		<-frozen
 		m.wait()
 		_, _ = io.WriteString(rw, "done")
 	})
@@ -345,6 +323,7 @@ func TestSuspendedUnderRequest(t *testing.T) {
 	}()
 	<-arrived
 	m.suspend()
+	close(frozen)
 	if body := <-got; body != "done" || m.woken() != 1 {
 		t.Errorf("got %q after %d wakes, want done after 1", body, m.woken())
 	}
@@ -355,7 +334,6 @@ func TestSuspendedUnderRequest(t *testing.T) {
 func TestFrozenSeesRequest(t *testing.T) {
 	w := newWorld(t)
 	m := w.machine("shop", root.StateSuspended, answer("hello"))
-	w.until("listens", func() bool { return true })
 	m.onWake = func() {
 		m.mu.Lock()
 		defer m.mu.Unlock()
@@ -394,7 +372,7 @@ func TestSoftLimitWakes(t *testing.T) {
 		})
 		<-arrived
 	}
-	w.until("b is woken", func() bool { return b.woken() == 1 })
+	patience.Until(t, "b is woken", func() bool { return b.woken() == 1 })
 	w.get("/", forceFirst(b)) // until it is ready
 	if _, body := w.get("/"); body != "b" {
 		t.Errorf("the third: got %q, want b", body)
@@ -438,5 +416,5 @@ func TestManyHeld(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	w.until("nobody is held", func() bool { return w.proxy.Held() == 0 })
+	patience.Until(t, "nobody is held", func() bool { return w.proxy.Held() == 0 })
 }

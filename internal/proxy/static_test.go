@@ -5,13 +5,12 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/internal/patience"
 	"github.com/roost-run/roost/internal/proxy"
 	"github.com/roost-run/roost/internal/proxy/statics"
 )
@@ -66,11 +65,12 @@ func TestStatic(t *testing.T) {
 	// A line is written after the answer: the client may be ahead of it.
 	const files = 5
 	var lines []proxy.Record
-	for end := time.Now().Add(20 * time.Second); len(lines) < files+1 && time.Now().Before(end); runtime.Gosched() {
+	patience.Until(t, "the access log", func() bool {
 		w.mu.Lock()
+		defer w.mu.Unlock()
 		lines = slices.Clone(w.records)
-		w.mu.Unlock()
-	}
+		return len(lines) > files
+	})
 	static := 0
 	for _, r := range lines {
 		if !r.Static {
@@ -140,7 +140,7 @@ func inGroup(name string) func(*root.Machine) {
 // routed is a world whose app sends /pdf/** to the group pdf.
 func routed(t *testing.T) *world {
 	t.Helper()
-	w := newWorld(t, func(o *proxy.Options) { o.HoldTimeout = 5 * time.Second })
+	w := newWorld(t)
 	routes := []root.Route{{Paths: []string{"/pdf/**"}, Methods: []string{"GET"}, Group: "pdf"}}
 	w.apply(root.Change{App: &root.App{Name: "shop", Org: "personal", Network: "default", Routes: routes}})
 	return w

@@ -16,6 +16,7 @@ import (
 	"github.com/coder/websocket"
 
 	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/internal/patience"
 )
 
 // dump answers with the headers it got, as JSON.
@@ -212,7 +213,7 @@ func TestExpectContinue(t *testing.T) {
 	})
 	for path, want := range map[string][]string{"/take": {"100", "200"}, "/refuse": {"403"}} {
 		conn := w.dial()
-		_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+		_ = conn.SetDeadline(patience.Deadline())
 		_, _ = fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: shop.localhost\r\nContent-Length: 5\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n", path)
 		r := bufio.NewReader(conn)
 		for _, status := range want {
@@ -280,7 +281,7 @@ func TestUpgrade(t *testing.T) {
 			w := newWorld(t)
 			m := w.machine("shop", state, upgrader)
 			c := w.dial()
-			_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+			_ = c.SetDeadline(patience.Deadline())
 			if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: shop.localhost\r\nConnection: upgrade\r\nUpgrade: lines\r\n\r\nearly\n"); err != nil {
 				t.Fatal(err)
 			}
@@ -303,7 +304,7 @@ func TestUpgrade(t *testing.T) {
 			if l, err := r.ReadString('\n'); l != "goodbye\n" {
 				t.Errorf("got %q, %v, want goodbye", l, err)
 			}
-			w.until("the load is gone", func() bool { return w.loads.Unit(m.record.Spec.Instance).Counts().InFlight == 0 })
+			patience.Until(t, "the load is gone", func() bool { return w.loads.Unit(m.record.Spec.Instance).Counts().InFlight == 0 })
 		})
 	}
 }
@@ -333,8 +334,7 @@ func TestWebSocket(t *testing.T) {
 		}
 	})
 	issuer := w.machine("shop", root.StateStarted, replayer(func() string { return "instance=" + string(target.record.ID) }))
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-	defer cancel()
+	ctx := patience.Context(t)
 	c, _, err := websocket.Dial(ctx, "ws://shop.localhost/", &websocket.DialOptions{
 		HTTPClient: w.client(), HTTPHeader: http.Header{"Fly-Force-Instance-Id": {string(issuer.record.ID)}},
 	})
@@ -373,7 +373,7 @@ func TestDrain(t *testing.T) {
 	<-arrived
 	drained := make(chan error, 1)
 	go func() { drained <- w.proxy.Shutdown(t.Context()) }()
-	w.until("the listener is closed", func() bool {
+	patience.Until(t, "the listener is closed", func() bool {
 		var d net.Dialer
 		c, err := d.DialContext(t.Context(), "tcp", w.addr)
 		if err == nil {

@@ -25,6 +25,7 @@ import (
 	root "github.com/roost-run/roost"
 	"github.com/roost-run/roost/internal/certs"
 	"github.com/roost-run/roost/internal/certs/serve"
+	"github.com/roost-run/roost/internal/patience"
 	"github.com/roost-run/roost/internal/proxy"
 	"github.com/roost-run/roost/internal/proxy/rawtest"
 )
@@ -82,9 +83,7 @@ func newSecureWorld(t *testing.T, options ...option) *secureWorld {
 	config := s.Config(func(name string) root.TLSOptions { return w.proxy.TLSOptions(name, 443) })
 	go func() { served <- w.proxy.Serve(proxy.Listener{Listener: l, Port: 443, TLS: config}) }()
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-		defer cancel()
-		_ = w.proxy.Shutdown(ctx) // the world's own cleanup reports
+		_ = w.proxy.Shutdown(patience.Context(t)) // the world's own cleanup reports
 		if err := <-served; !errors.Is(err, http.ErrServerClosed) {
 			t.Errorf("serve: %v", err)
 		}
@@ -113,7 +112,7 @@ func (w *secureWorld) dialTLS(t *testing.T, name string, protocols ...string) (*
 		return nil, err
 	}
 	t.Cleanup(func() { _ = c.Close() })
-	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = c.SetDeadline(patience.Deadline())
 	return c.(*tls.Conn), nil
 }
 
@@ -506,11 +505,7 @@ func TestRapidReset(t *testing.T) {
 			break // as it should be
 		}
 	}
-	select {
-	case <-ended:
-	case <-time.After(20 * time.Second):
-		t.Error("the connection lives on")
-	}
+	patience.Receive(t, "the connection to end", ended)
 	mu.Lock()
 	defer mu.Unlock()
 	// Those that were under way when patience ended, and those taken back before.
@@ -557,11 +552,7 @@ func TestContinuationFlood(t *testing.T) {
 			break
 		}
 	}
-	select {
-	case <-ended:
-	case <-time.After(20 * time.Second):
-		t.Fatal("the connection lives on")
-	}
+	patience.Receive(t, "the connection to end", ended)
 	if sent > 2000 {
 		t.Errorf("the connection ended after %d frames, want sooner", sent)
 	}

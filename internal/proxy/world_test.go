@@ -17,6 +17,7 @@ import (
 	root "github.com/roost-run/roost"
 	"github.com/roost-run/roost/internal/catalog"
 	"github.com/roost-run/roost/internal/health"
+	"github.com/roost-run/roost/internal/patience"
 	"github.com/roost-run/roost/internal/proxy"
 	"github.com/roost-run/roost/internal/proxy/load"
 )
@@ -50,6 +51,7 @@ type fakeMachine struct {
 	state   root.State
 	ended   string
 	server  *http.Server
+	socket  net.Listener  // what server accepts from
 	gate    chan struct{} // closed: runs; open: frozen
 	wakes   int
 	wakeErr error
@@ -76,7 +78,7 @@ func newWorld(tb testing.TB, options ...option) *world {
 	})
 	o := proxy.Options{
 		Domain: "localhost", Region: "loc", Catalog: w.catalog, Live: w, Waker: w, Health: w.health, Loads: w.loads,
-		Dial: dialer.DialContext, HoldTimeout: 10 * time.Second, HoldQueue: 1000, SpoolDir: tb.TempDir(), Logger: log,
+		Dial: dialer.DialContext, HoldTimeout: patience.Limit, HoldQueue: 1000, SpoolDir: tb.TempDir(), Logger: log,
 		Access: func(r *proxy.Record) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
@@ -96,9 +98,7 @@ func newWorld(tb testing.TB, options ...option) *world {
 	go func() { served <- w.proxy.Serve(proxy.Listener{Listener: l, Port: 80}) }()
 	tb.Cleanup(func() {
 		w.thawAll()
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-		defer cancel()
-		if err := w.proxy.Shutdown(ctx); err != nil {
+		if err := w.proxy.Shutdown(patience.Context(tb)); err != nil {
 			tb.Errorf("shutdown: %v", err)
 		}
 		if err := <-served; !errors.Is(err, http.ErrServerClosed) {
@@ -243,25 +243,33 @@ func (f *fakeMachine) start() {
 	f.w.proxy.Resumed(f.record)
 }
 
+// listen serves, after a while. It needs the lock.
 func (f *fakeMachine) listen(after time.Duration) {
 	s := &http.Server{Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		f.wait()
 		f.handler(rw, r)
 	})}
 	f.server = s
-	begin := func() {
+	begin := func() { // needs the lock
 		l, err := listen(f.w.t, net.JoinHostPort(f.record.Spec.Address.IPv4, strconv.Itoa(f.record.Spec.Config.Services[0].InternalPort)))
 		if err != nil {
 			f.w.t.Errorf("fake machine: %v", err)
 			return
 		}
+		f.socket = l
 		go func() { _ = s.Serve(&gated{l, f}) }()
 	}
 	if after == 0 {
 		begin()
 		return
 	}
-	time.AfterFunc(after, begin)
+	time.AfterFunc(after, func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if f.server == s { // it was not halted meanwhile
+			begin()
+		}
+	})
 }
 
 func (f *fakeMachine) wait() {
@@ -309,11 +317,14 @@ func (f *fakeMachine) exit(how string) {
 
 func (f *fakeMachine) halt() {
 	f.mu.Lock()
-	s := f.server
-	f.server = nil
+	s, l := f.server, f.socket
+	f.server, f.socket = nil, nil
 	f.mu.Unlock()
 	if s != nil {
 		_ = s.Close()
+	}
+	if l != nil { // the server does not know it before it serves
+		_ = l.Close()
 	}
 }
 
@@ -352,7 +363,7 @@ func (w *world) client() *http.Client {
 		return d.DialContext(ctx, "tcp", w.addr)
 	}, MaxIdleConnsPerHost: 100}
 	w.t.Cleanup(t.CloseIdleConnections)
-	return &http.Client{Transport: t, Timeout: 20 * time.Second}
+	return &http.Client{Transport: t, Timeout: patience.Limit}
 }
 
 // get asks the proxy; edit may change the request.

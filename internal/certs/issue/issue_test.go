@@ -28,6 +28,8 @@ import (
 	"github.com/roost-run/roost/internal/etcd/etcdtest"
 	"github.com/roost-run/roost/internal/health"
 	"github.com/roost-run/roost/internal/ipc"
+	"github.com/roost-run/roost/internal/loopback"
+	"github.com/roost-run/roost/internal/patience"
 	"github.com/roost-run/roost/internal/proxy"
 	"github.com/roost-run/roost/internal/proxy/load"
 	"github.com/roost-run/roost/internal/seal"
@@ -35,9 +37,6 @@ import (
 )
 
 func TestMain(m *testing.M) { os.Exit(etcdtest.Main(m)) }
-
-// patience is for what other processes do: authorities, the store.
-const patience = 20 * time.Second
 
 // world is a control process's certificates with a real edge before them.
 type world struct {
@@ -94,7 +93,7 @@ func (w *world) edge() {
 	prober := health.New(health.Options{Dial: (&net.Dialer{}).DialContext, Logger: log})
 	edge := proxy.New(proxy.Options{
 		Domain: "localhost", Region: "loc", Catalog: catalog.New(root.NewSnapshot()), Health: prober, Loads: &load.Table{},
-		HoldTimeout: time.Second, HoldQueue: 10, SpoolDir: t.TempDir(), Logger: log, Challenge: server.HTTPChallenge,
+		HoldTimeout: patience.Limit, HoldQueue: 10, SpoolDir: t.TempDir(), Logger: log, Challenge: server.HTTPChallenge,
 	})
 	w.serve, w.proxy = server, edge
 	served := make(chan error, 2)
@@ -110,9 +109,7 @@ func (w *world) edge() {
 	w.http = listen(80, nil)
 	w.tls = listen(443, server.Config(func(string) root.TLSOptions { return root.TLSOptions{} }))
 	t.Cleanup(func() {
-		end, stop := context.WithTimeout(context.Background(), patience)
-		defer stop()
-		if err := edge.Shutdown(end); err != nil {
+		if err := edge.Shutdown(patience.Context(t)); err != nil {
 			t.Errorf("shutdown: %v", err)
 		}
 		for range 2 {
@@ -191,21 +188,13 @@ func (w *world) add(name string, acme bool) {
 // eventually waits until f returns nil.
 func (w *world) eventually(what string, f func() error) {
 	w.t.Helper()
-	end := time.Now().Add(patience)
-	for {
-		err := f()
-		if err == nil {
-			return
+	var err error
+	defer func() {
+		if err != nil {
+			w.t.Logf("%s: %v", what, err)
 		}
-		if time.Now().After(end) {
-			w.t.Fatalf("%s: %v", what, err)
-		}
-		select {
-		case <-w.t.Context().Done():
-			w.t.Fatal(w.t.Context().Err())
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
+	}()
+	patience.Until(w.t, what, func() bool { err = f(); return err == nil })
 }
 
 // leaf connects to the edge for a name, verifies the chain and returns the leaf.
@@ -225,18 +214,6 @@ func (w *world) served(name string, roots []byte) func() error {
 	return func() error { _, err := w.leaf(name, roots); return err }
 }
 
-// closedPort is one that nobody listens on.
-func closedPort(t *testing.T) int {
-	t.Helper()
-	var lc net.ListenConfig
-	l, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
-}
-
 // Both challenges against a real authority, through the edge; where only one
 // can succeed, the other is tried first or after, and does not matter.
 func TestObtain(t *testing.T) {
@@ -248,10 +225,10 @@ func TestObtain(t *testing.T) {
 			w := newWorld(t)
 			o := pebbletest.Options{HTTPPort: w.http.Port, TLSPort: w.tls.Port}
 			if !c.http {
-				o.HTTPPort = closedPort(t)
+				o.HTTPPort = loopback.Refusing(t).Port
 			}
 			if !c.tls {
-				o.TLSPort = closedPort(t)
+				o.TLSPort = loopback.Refusing(t).Port
 			}
 			a := pebbletest.Start(t, o)
 			w.control(w.trust(a))
@@ -344,14 +321,10 @@ func TestKilledWhileObtaining(t *testing.T) {
 		_, _ = io.Copy(rw, resp.Body)
 	}))
 	t.Cleanup(gate.Close)
-	a := pebbletest.Start(t, pebbletest.Options{HTTPPort: gate.Listener.Addr().(*net.TCPAddr).Port, TLSPort: closedPort(t)})
+	a := pebbletest.Start(t, pebbletest.Options{HTTPPort: gate.Listener.Addr().(*net.TCPAddr).Port, TLSPort: loopback.Refusing(t).Port})
 	stop := w.control(w.trust(a))
 	w.add("shop.example.com", true)
-	select {
-	case <-entered:
-	case <-time.After(patience):
-		t.Fatal("the authority asked nothing")
-	}
+	patience.Receive(t, "the authority's question", entered)
 	stop()
 	// The question arrives while nobody is there; the edge waits for the next control.
 	close(release)
@@ -363,7 +336,7 @@ func TestKilledWhileObtaining(t *testing.T) {
 func TestFailures(t *testing.T) {
 	w := newWorld(t)
 	a := pebbletest.Start(t, pebbletest.Options{
-		HTTPPort: closedPort(t), TLSPort: closedPort(t), Blocked: []string{"blocked.example.com"}, Nowhere: []string{"nowhere.example.com"},
+		HTTPPort: loopback.Refusing(t).Port, TLSPort: loopback.Refusing(t).Port, Blocked: []string{"blocked.example.com"}, Nowhere: []string{"nowhere.example.com"},
 	})
 	w.control(w.trust(a))
 	for name, want := range map[string]struct{ code, message, remedy string }{
@@ -390,7 +363,7 @@ func TestFailures(t *testing.T) {
 
 func TestAuthorityAway(t *testing.T) {
 	w := newWorld(t)
-	w.control(issue.Options{Directory: "https://127.0.0.1:" + strconv.Itoa(closedPort(t)) + "/dir"})
+	w.control(issue.Options{Directory: "https://127.0.0.1:" + strconv.Itoa(loopback.Refusing(t).Port) + "/dir"})
 	w.add("shop.example.com", true)
 	w.eventually("attempt", func() error {
 		at, err := w.store.Attempt(t.Context(), "shop.example.com")

@@ -17,6 +17,7 @@ import (
 	"github.com/roost-run/roost/internal/certs"
 	"github.com/roost-run/roost/internal/certs/serve"
 	"github.com/roost-run/roost/internal/ipc"
+	"github.com/roost-run/roost/internal/patience"
 )
 
 // control plays control's feed: lines are sent as they come, and a torn
@@ -80,20 +81,6 @@ func authority(t *testing.T, names ...string) *certs.Authority {
 
 func line(put ...certs.Certificate) certs.Line { return certs.Line{Format: certs.Format, Put: put} }
 
-func eventually(t *testing.T, what string, f func() bool) {
-	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !f(); {
-		if time.Now().After(end) {
-			t.Fatalf("%s: did not come", what)
-		}
-		select {
-		case <-t.Context().Done():
-			t.Fatal(t.Context().Err())
-		case <-time.After(5 * time.Millisecond):
-		}
-	}
-}
-
 func TestFollow(t *testing.T) {
 	dir, err := os.MkdirTemp("", "serve")
 	if err != nil {
@@ -129,7 +116,7 @@ func TestFollow(t *testing.T) {
 	})
 	has := func(name string) bool { _, err := s.Certificate(name); return err == nil }
 
-	eventually(t, "the whole", func() bool { return has("a.example.com") && has("x.b.example.com") && has("shop.localhost") })
+	patience.Until(t, "the whole", func() bool { return has("a.example.com") && has("x.b.example.com") && has("shop.localhost") })
 	if has("b.example.com") || has("c.example.com") || has("") {
 		t.Error("a certificate for a name that has none")
 	}
@@ -145,7 +132,7 @@ func TestFollow(t *testing.T) {
 	c := line(certificate(t, "c.example.com"), bad)
 	c.Remove = []string{"*.b.example.com"}
 	feed.lines <- c
-	eventually(t, "a change", func() bool { return has("c.example.com") && !has("x.b.example.com") })
+	patience.Until(t, "a change", func() bool { return has("c.example.com") && !has("x.b.example.com") })
 	if !has("a.example.com") {
 		t.Error("a certificate that cannot be read took the last good one away")
 	}
@@ -160,10 +147,10 @@ func TestFollow(t *testing.T) {
 	feed.whole = []certs.Line{only}
 	feed.mu.Unlock()
 	feed.cut <- struct{}{}
-	eventually(t, "the next whole", func() bool { return has("d.example.com") && !has("a.example.com") && !has("shop.localhost") })
+	patience.Until(t, "the next whole", func() bool { return has("d.example.com") && !has("a.example.com") && !has("shop.localhost") })
 
 	// What is on disk is enough to start with, and for root's eyes only.
-	eventually(t, "the file", func() bool {
+	patience.Until(t, "the file", func() bool {
 		next := serve.New(serve.Options{File: file, Log: slog.New(slog.DiscardHandler)})
 		next.Load()
 		names, _ := next.Names()

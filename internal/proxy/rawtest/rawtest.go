@@ -16,7 +16,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
+
+	"github.com/roost-run/roost/internal/patience"
 )
 
 // Handler is what the app behind the edge has to do: say what arrived.
@@ -31,9 +32,6 @@ func Handler(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, " %s=%s", name, strings.Join(values, ","))
 	}
 }
-
-// timeout bounds one case.
-const timeout = 10 * time.Second
 
 // Case is one connection: what is sent, and the answers that come until the
 // server closes it.
@@ -136,7 +134,7 @@ func (c *Case) run(t *testing.T, addr string) (answers []string) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(timeout)); err != nil {
+	if err := conn.SetDeadline(patience.Deadline()); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := io.WriteString(conn, c.Send); err != nil {
