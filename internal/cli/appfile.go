@@ -68,13 +68,17 @@ func appOf(dir string) string {
 }
 
 // appOfFile is the app that a command with a config file is about: the flag,
-// the environment, the file.
-func (f *factory) appOfFile(c *appconfig.Config) (string, error) {
-	if f.namedApp() == "" && c != nil && c.App != "" {
-		if _, err := root.ParseAppName(c.App); err != nil {
-			return "", err
-		}
-		return c.App, nil
+// the environment, the file. A file without a name is not taken for that of
+// another file's app, also where the working directory has one.
+func (f *factory) appOfFile(file *appFile) (string, error) {
+	if f.namedApp() != "" {
+		return f.appName()
 	}
-	return f.appName()
+	if file.config.App == "" {
+		return "", usageError{hintError{fmt.Errorf("%s names no app", file.name()), "begin it with app = \"NAME\", or name it with --app NAME"}}
+	}
+	if _, err := root.ParseAppName(file.config.App); err != nil {
+		return "", fmt.Errorf("%s: %w", file.name(), err)
+	}
+	return file.config.App, nil
 }

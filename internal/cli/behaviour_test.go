@@ -32,6 +32,9 @@ func TestMistakes(t *testing.T) {
 		parts []string
 	}{
 		"unknown command":      {[]string{"machin"}, []string{`Error: roost has no command "machin"`, "Hint: did you mean `roost machine`?", "Run `roost --help` for usage."}},
+		"help of no command":   {[]string{"help", "deplyo"}, []string{`Error: roost has no command "deplyo"`, "Hint: did you mean `roost deploy`?"}},
+		"help of no verb":      {[]string{"help", "app", "nope"}, []string{`Error: roost app has no command "nope"`}},
+		"nothing short":        {[]string{"server", "--bogus"}, []string{"Error: unknown flag: --bogus\nRun"}},
 		"unknown verb":         {[]string{"app", "crate"}, []string{`roost app has no command "crate"`, "`roost app create`"}},
 		"nothing is near":      {[]string{"frobnicate"}, []string{`roost has no command "frobnicate"`}},
 		"unknown flag":         {[]string{"app", "list", "--jsn"}, []string{"unknown flag: --jsn", "did you mean --json?"}},
@@ -489,6 +492,9 @@ func TestBuildFailureOnce(t *testing.T) {
 
 func TestVersion(t *testing.T) {
 	verb, flag := place{}.run(t, "version"), place{}.run(t, "--version")
+	if doc := (place{}).run(t, "version", "--json"); doc.code != exitDone || !strings.Contains(doc.out, `"version": "`) || !strings.Contains(doc.out, `"go": "go1.`) {
+		t.Errorf("--json: got %+v", doc)
+	}
 	if verb != flag || !strings.HasPrefix(verb.out, "roost ") || verb.code != 0 {
 		t.Errorf("got %+v and %+v, want the same line", verb, flag)
 	}

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
 	"strings"
 	"syscall"
@@ -96,17 +97,41 @@ func newRootCmd(f *factory, p Processes) *cobra.Command {
 	)
 	cmd.AddCommand(newProcessCmds(p)...)
 	cmd.AddCommand(newVersionCmd(f))
+	cmd.SetHelpCommand(newHelpCmd(cmd))
 	cmd.Args, cmd.RunE = cobra.ArbitraryArgs, runGroup
 	explainUsage(cmd)
 	return cmd
 }
 
 func newVersionCmd(f *factory) *cobra.Command {
-	return &cobra.Command{
+	var asJSON bool
+	return jsonFlag(&cobra.Command{
 		Use: "version", Short: "Print the version of this binary", Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
+			if asJSON {
+				return f.io.JSON(map[string]string{"version": buildVersion(), "go": runtime.Version(), "os": runtime.GOOS, "arch": runtime.GOARCH})
+			}
 			f.io.Printf("roost %s\n", buildVersion())
 			return nil
+		},
+	}, &asJSON)
+}
+
+// newHelpCmd is cobra's, but for a command that does not exist: that is a
+// mistake, and no answer.
+func newHelpCmd(rootCmd *cobra.Command) *cobra.Command {
+	return &cobra.Command{
+		Use: "help [COMMAND]", Short: "Help about any command", Args: cobra.ArbitraryArgs,
+		RunE: func(_ *cobra.Command, args []string) error {
+			cmd, rest, err := rootCmd.Find(args)
+			if err != nil {
+				return usageError{err}
+			}
+			if len(rest) > 0 && cmd.HasSubCommands() {
+				return runGroup(cmd, rest)
+			}
+			cmd.InitDefaultHelpFlag()
+			return cmd.Help()
 		},
 	}
 }

@@ -218,7 +218,7 @@ func (f *factory) readDeploy(o *deployFlags, dir string) (*appconfig.Config, str
 		return nil, "", hintError{err, "`roost config validate` lists them again"}
 	}
 	config := file.config
-	app, err := f.appOfFile(config)
+	app, err := f.appOfFile(&file)
 	if err != nil {
 		return nil, "", err
 	}

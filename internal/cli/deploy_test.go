@@ -228,7 +228,7 @@ func TestDeployMistakes(t *testing.T) {
 		"bad timeout":      {shopFile, []string{"--wait-timeout", "soon"}, exitUsage, []string{`--wait-timeout "soon"`}},
 		"bad share":        {shopFile, []string{"--max-unavailable", "0"}, exitUsage, []string{"--max-unavailable 0"}},
 		"bad env":          {shopFile, []string{"--env", "A"}, exitUsage, []string{"--env A"}},
-		"no app":           {"[http_service]\ninternal_port = 80\n", nil, exitUsage, []string{"no app was named"}},
+		"no app":           {"[http_service]\ninternal_port = 80\n", nil, exitUsage, []string{"fly.toml names no app", "name it with --app"}},
 		"image and build":  {shopFile, []string{"--image", "a", "--build-only"}, exitUsage, []string{"nothing to build"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -243,6 +243,17 @@ func TestDeployMistakes(t *testing.T) {
 			a.run(t, args...).want(t, c.code, c.parts...)
 		})
 	}
+	if asked := a.asked(); len(asked) > 0 {
+		t.Errorf("the API was asked: %v", asked)
+	}
+}
+
+// TestDeployOfAnotherFile: a file that names no app is not deployed to the app
+// that the working directory's file names.
+func TestDeployOfAnotherFile(t *testing.T) {
+	a := releases(t, nil)
+	t.Chdir(project(t, shopFile))
+	a.run(t, "deploy", project(t, "[http_service]\ninternal_port = 80\n")).want(t, exitUsage, "names no app")
 	if asked := a.asked(); len(asked) > 0 {
 		t.Errorf("the API was asked: %v", asked)
 	}

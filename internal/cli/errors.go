@@ -184,10 +184,10 @@ func flagError(cmd *cobra.Command, err error) error {
 }
 
 // nearest returns the name that was probably meant: one that it begins, or
-// that is at most two edits away; "" if there is none.
+// that is at most two edits away, and one where it is short; "" if there is none.
 func nearest(typed string, names []string) string {
 	const far = 3
-	best, bestDistance := "", far
+	best, bestDistance := "", min(far, max(2, len(typed)/3+1))
 	for _, name := range slices.Sorted(slices.Values(names)) {
 		d := distance(typed, name)
 		if len(typed) > 2 && strings.HasPrefix(name, typed) {

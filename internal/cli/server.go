@@ -154,6 +154,9 @@ func settingFlags(cmd *cobra.Command, file *string) (load func() (config.Config,
 	settings := config.Settings()
 	for _, s := range settings {
 		cmd.Flags().Var(&settingValue{text: s.Default()}, s.Flag(), s.Usage)
+		if s.ForTests() {
+			cmd.Flags().Lookup(s.Flag()).Hidden = true
+		}
 	}
 	return func() (config.Config, error) {
 		given := map[string]string{}

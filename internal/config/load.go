@@ -37,6 +37,9 @@ func (s Setting) Flag() string { return strings.ReplaceAll(s.Key, "_", "-") }
 // Env is the setting's name in the environment.
 func (s Setting) Env() string { return "ROOST_" + strings.ToUpper(s.Key) }
 
+// ForTests says that people have no use for it.
+func (s Setting) ForTests() bool { return strings.HasPrefix(s.Key, "test_") }
+
 // Default is the setting's default, as one would write it.
 func (s Setting) Default() string {
 	c := Default()
@@ -115,9 +118,14 @@ func Load(flags map[string]string, environ []string, file string) (Config, error
 	settings := Settings()
 	var problems []error
 	apply := func(s Setting, value, source string) {
-		if err := s.set(&c, value); err != nil {
-			problems = append(problems, root.Errorf(root.Invalid, "%s: %s = %q: %s", source, s.Key, value, reason(err)))
+		next := c
+		err := s.set(&next, value)
+		if err == nil {
+			c = next
+			return
 		}
+		// What could not be read stays as it was, and is complained of once.
+		problems = append(problems, root.Errorf(root.Invalid, "%s: %s = %q: %s", source, s.Key, value, reason(err)))
 	}
 
 	values, source, err := readFile(file)
@@ -141,7 +149,7 @@ func Load(flags map[string]string, environ []string, file string) (Config, error
 	for _, key := range slices.Sorted(maps.Keys(values)) {
 		s, ok := byKey(key)
 		if !ok {
-			problems = append(problems, root.Errorf(root.Invalid, "%s: unknown key %q%s", source, key, suggest(key, settings)))
+			problems = append(problems, root.Errorf(root.Invalid, "%s: unknown key %q%s", source, key, suggest(key, settings, func(s Setting) string { return s.Key })))
 			continue
 		}
 		v, err := fileValue(values[key])
@@ -159,7 +167,7 @@ func Load(flags map[string]string, environ []string, file string) (Config, error
 		}
 		s, ok := byKey(strings.ToLower(key))
 		if !ok {
-			problems = append(problems, root.Errorf(root.Invalid, "environment: unknown variable %s%s", name, suggest(strings.ToLower(key), settings)))
+			problems = append(problems, root.Errorf(root.Invalid, "environment: unknown variable %s%s", name, suggest(strings.ToLower(key), settings, Setting.Env)))
 			continue
 		}
 		apply(s, value, "environment")
@@ -444,7 +452,8 @@ func formatBytes(b root.Bytes) string {
 }
 
 // suggest names the setting that shares most with a mistyped key.
-func suggest(key string, settings []Setting) string {
+// suggest names the setting that was probably meant, as it is called there.
+func suggest(key string, settings []Setting, called func(Setting) string) string {
 	best, bestScore := "", 0
 	for _, s := range settings {
 		score := 0
@@ -455,7 +464,7 @@ func suggest(key string, settings []Setting) string {
 			score += 3
 		}
 		if score > bestScore {
-			best, bestScore = s.Key, score
+			best, bestScore = called(s), score
 		}
 	}
 	if bestScore < 3 {
@@ -466,6 +475,9 @@ func suggest(key string, settings []Setting) string {
 
 func reason(err error) string {
 	if e, ok := errors.AsType[*strconv.NumError](err); ok {
+		if errors.Is(e, strconv.ErrSyntax) && e.Func != "ParseBool" {
+			return "not a whole number"
+		}
 		return e.Err.Error()
 	}
 	return err.Error()

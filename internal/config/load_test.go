@@ -67,17 +67,21 @@ data = "relative"
 swap = "file:1KB"
 listen = []
 `)
-	_, err := Load(map[string]string{"log_level": "loud"}, []string{"ROOST_HOLD_QUEUE=many", "ROOST_RECLAIM=1s"}, file)
+	_, err := Load(map[string]string{"log_level": "loud"}, []string{"ROOST_HOLD_QUEUE=many", "ROOST_RECLAIM=1s", "ROOST_BUILDS=two"}, file)
 	if err == nil {
 		t.Fatal("got no error")
 	}
 	for _, want := range []string{
 		`unknown key "domian"; did you mean "domain"?`, `reserve = "lots"`, `data = "relative"`, `swap = "file:1KB"`,
-		"listen: at least one address", `log_level = "loud"`, `hold_queue = "many"`, `unknown variable ROOST_RECLAIM; did you mean "reclaim_after"?`,
+		"listen: at least one address", `log_level = "loud"`, `hold_queue = "many"`, `unknown variable ROOST_RECLAIM; did you mean "ROOST_RECLAIM_AFTER"?`,
+		`builds = "two": not a whole number`,
 	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("problems do not say %s:\n%v", want, err)
 		}
+	}
+	if strings.Contains(err.Error(), "builds must be at least 1") {
+		t.Errorf("a value that cannot be read is complained of twice:\n%v", err)
 	}
 }
 
