@@ -24,15 +24,15 @@ import (
 	"github.com/roost-run/roost/internal/etcd/etcdtest"
 	"github.com/roost-run/roost/internal/network"
 	"github.com/roost-run/roost/internal/orders"
+	"github.com/roost-run/roost/internal/patience"
 	"github.com/roost-run/roost/internal/state"
 )
 
 func TestMain(m *testing.M) { os.Exit(etcdtest.Main(m)) }
 
 const (
-	hostID   = root.HostID("5e1f00aa")
-	appName  = root.AppName("shop")
-	patience = 10 * time.Second
+	hostID  = root.HostID("5e1f00aa")
+	appName = root.AppName("shop")
 )
 
 // images is an image store whose root file systems are directories with one
@@ -248,10 +248,8 @@ func (h *host) machine(n int, c root.Config, launch bool) *root.Machine {
 // wait returns when the machine's record satisfies ok.
 func (h *host) wait(id root.MachineID, what string, ok func(*root.Machine) bool) *root.Machine {
 	h.t.Helper()
-	ctx, cancel := context.WithTimeout(h.t.Context(), patience)
-	defer cancel()
 	var m *root.Machine
-	if err := h.catalog.Wait(ctx, func(s *root.Snapshot) bool { m = s.Machine(id); return ok(m) }); err != nil {
+	if err := h.catalog.Wait(patience.Context(h.t), func(s *root.Snapshot) bool { m = s.Machine(id); return ok(m) }); err != nil {
 		h.t.Fatalf("machine %s: waited for %s: %v; it is %+v", id, what, err, m)
 	}
 	return m
@@ -264,15 +262,7 @@ func (h *host) waitState(id root.MachineID, s root.State) *root.Machine {
 
 func (h *host) eventually(what string, ok func() bool) {
 	h.t.Helper()
-	for end := time.Now().Add(patience); !ok(); {
-		if time.Now().After(end) {
-			h.t.Fatalf("waited %s for %s", patience, what)
-		}
-		select {
-		case <-h.t.Context().Done():
-		case <-time.After(2 * time.Millisecond):
-		}
-	}
+	patience.Until(h.t, what, ok)
 }
 
 func TestLaunch(t *testing.T) {
@@ -346,7 +336,7 @@ func TestLaunchFailures(t *testing.T) {
 	if _, err := h.Launch(t.Context(), m2); !root.IsKind(err, root.Exhausted) {
 		t.Errorf("got %v, want kind exhausted", err)
 	}
-	if took := time.Since(began); took > newsTimeout/2 {
+	if took := time.Since(began); took >= newsTimeout {
 		t.Errorf("the refusal took %s: news were waited for that never come", took)
 	}
 	for _, id := range []root.MachineID{m.ID, m2.ID} {

@@ -151,11 +151,11 @@ func TestReplaceWaitsForChecks(t *testing.T) {
 	must(t, err)
 
 	n, commit := h.next(m, checkedConfig(), true)
-	_, err = h.Replace(t.Context(), n, 300*time.Millisecond, commit)
+	_, err = h.Replace(t.Context(), n, 2*time.Second, commit)
 	if root.CodeOf(err) != root.CodeUnhealthy || !root.IsKind(err, root.Precondition) {
 		t.Fatalf("got %v, want it refused as unhealthy", err)
 	}
-	for _, want := range []string{checkName, "400 Bad Request: DisallowedHost", "300ms", "the old version keeps serving", "Allow the host"} {
+	for _, want := range []string{checkName, "400 Bad Request: DisallowedHost", "2s", "the old version keeps serving", "Allow the host"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("error %q does not have %q", err, want)
 		}

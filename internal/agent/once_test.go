@@ -3,11 +3,13 @@ package agent
 import (
 	"context"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	root "github.com/roost-run/roost"
 	"github.com/roost-run/roost/internal/orders"
+	"github.com/roost-run/roost/internal/patience"
 )
 
 // opener is what happens while a version is staged.
@@ -25,11 +27,12 @@ func TestReplaceOfAMachineThatIsWoken(t *testing.T) {
 	h.sup.listens["/app"] = []orders.Listen{{Proto: "tcp", Address: "0.0.0.0:8080"}}
 	m := h.machine(1, webConfig(), false)
 	h.kill()
-	h.options.Secrets = opener(func() {
+	// Once: versions are staged after the test, too.
+	h.options.Secrets = opener(sync.OnceFunc(func() {
 		if _, err := h.options.Supervisor.Start(t.Context(), m.Spec.Instance, orders.Start{Source: orders.SourceProxy}); err != nil {
 			t.Errorf("wake: %v", err)
 		}
-	})
+	}))
 	h.begin()
 	_, err := h.Launch(t.Context(), m)
 	must(t, err)
@@ -104,13 +107,8 @@ func TestGiveUp(t *testing.T) {
 	})
 	h.GiveUp(m.ID, m.Spec.Instance) // not that one
 	h.GiveUp(m.ID, n.Spec.Instance)
-	select {
-	case err := <-failed:
-		if !root.IsKind(err, root.Conflict) || !strings.Contains(err.Error(), "keeps serving") {
-			t.Errorf("got %v, want a conflict", err)
-		}
-	case <-time.After(patience):
-		t.Fatal("it waits on")
+	if err := patience.Receive(t, "the update to end", failed); !root.IsKind(err, root.Conflict) || !strings.Contains(err.Error(), "keeps serving") {
+		t.Errorf("got %v, want a conflict", err)
 	}
 	if got := h.waitState(m.ID, root.StateStarted); got.Spec.Instance != m.Spec.Instance {
 		t.Errorf("got version %s, want the old one", got.Spec.Instance)
