@@ -190,6 +190,9 @@ func (d *Driver) Start(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
+	if released, err := d.release(ctx, id, c); released || err != nil {
+		return err
+	}
 	return d.run(ctx, c.binary, "start container "+id, func(r *gorunc.Runc) error { return r.Start(ctx, id) })
 }
 
