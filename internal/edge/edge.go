@@ -9,7 +9,6 @@ package edge
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -105,7 +104,7 @@ func (e *edge) run(ctx context.Context) error {
 	if err := os.MkdirAll(spool, 0o700); err != nil {
 		return fmt.Errorf("edge: %w", err)
 	}
-	access, closeAccess := e.accessLog()
+	access, closeAccess := e.accessLog(os.Stderr)
 	defer closeAccess()
 	e.proxy = proxy.New(proxy.Options{
 		Domain: e.cfg.Domain, Region: e.cfg.Region, Catalog: e.catalog, Live: e.live, Waker: w, Health: e.prober, Checks: e.checks.Checker, Loads: e.loads,
@@ -398,43 +397,3 @@ func (e *edge) probed(id root.MachineID, instance root.InstanceID) {
 	}
 	e.reachable(id, instance) // who waits comes first
 }
-
-// accessLog writes a line of JSON for each request to standard error.
-func (e *edge) accessLog() (func(*proxy.Record), func()) {
-	if !e.cfg.AccessLog {
-		return nil, func() {}
-	}
-	lines := make(chan []byte, accessQueue)
-	stop, done := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(done)
-		for {
-			select {
-			case l := <-lines:
-				_, _ = os.Stderr.Write(l) // nowhere else to tell
-			case <-stop:
-				for len(lines) > 0 {
-					_, _ = os.Stderr.Write(<-lines)
-				}
-				return
-			}
-		}
-	}()
-	write := func(r *proxy.Record) {
-		line, err := json.Marshal(r)
-		if err != nil {
-			return
-		}
-		select {
-		case lines <- append(line, '\n'):
-		default: // a reader that is slower than the requests must not hold them up
-		}
-	}
-	return write, func() {
-		close(stop)
-		<-done
-	}
-}
-
-// accessQueue is how many lines may wait for a slow reader; more are dropped.
-const accessQueue = 4096
