@@ -5,16 +5,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sync/errgroup"
 
 	root "github.com/roost-run/roost"
 	"github.com/roost-run/roost/internal/network"
@@ -117,16 +116,18 @@ func (i *instance) persistent() bool {
 	return p == root.PersistRestart || p == root.PersistAlways
 }
 
-// stage makes a version ready to run: network and first boot. On an error
-// nothing of it is left. An error of kind Invalid is the config's fault.
-func (a *Agent) stage(ctx context.Context, m *root.Machine) (_ *instance, err error) {
+// stage makes a version ready to run: network and first boot, and keeps the
+// images of its machine's versions. On an error nothing of it is left. An error
+// of kind Invalid is the config's fault.
+func (a *Agent) stage(ctx context.Context, m *root.Machine, keep ...root.Digest) (_ *instance, err error) {
 	i := &instance{machine: m, phase: orders.PhaseStopped}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, a.discard(context.WithoutCancel(ctx), i))
 		}
 	}()
-	if err := a.prepare(ctx, i); err != nil {
+	err = a.prepare(ctx, i, func(ctx context.Context) error { return a.protect(ctx, m.ID, keep...) })
+	if err != nil {
 		return nil, err
 	}
 	if i.problem != "" {
@@ -135,7 +136,8 @@ func (a *Agent) stage(ctx context.Context, m *root.Machine) (_ *instance, err er
 	return i, nil
 }
 
-// furnish makes what all boots of an instance share. It is idempotent.
+// furnish makes what all boots of an instance share, but for its network,
+// which attach makes. Both are idempotent.
 func (a *Agent) furnish(ctx context.Context, i *instance) error {
 	app := a.o.Catalog.Snapshot().App(i.machine.App)
 	if app == nil {
@@ -154,48 +156,53 @@ func (a *Agent) furnish(ctx context.Context, i *instance) error {
 	if err := os.MkdirAll(filepath.Dir(a.namespace(i.id())), 0o755); err != nil {
 		return err
 	}
-	if err := a.show(ctx, i.machine); err != nil {
-		return err
-	}
+	return a.show(ctx, i.machine)
+}
+
+func (a *Agent) attach(ctx context.Context, i *instance) error {
 	if err := a.o.Network.Attach(ctx, a.attachment(i)); err != nil {
 		return fmt.Errorf("attach %s to the network: %w", i.machine.ID, err)
 	}
-	i.furnished = true
 	return nil
 }
 
 // prepare makes the next boot and hands it to the supervisor. A boot that
-// cannot run because of the config is handed over too, with its Problem.
-func (a *Agent) prepare(ctx context.Context, i *instance) (err error) {
+// cannot run because of the config is handed over too, with its Problem. What
+// is done beside has succeeded, too, when the boot is handed over.
+func (a *Agent) prepare(ctx context.Context, i *instance, beside ...func(context.Context) error) (err error) {
 	// Not a number that the journal has told of, whose boot is cleaned up:
 	// after a start of the host nothing else is left of it.
 	n := max(i.last, i.seen) + 1
 	m := i.machine
 	c := m.Spec.Config
 	dir := a.bootDir(i.id(), n)
-	key, rootfs := a.rootfs(i, n)
 	if !i.furnished {
 		if err := a.furnish(ctx, i); err != nil {
 			return err
 		}
+		beside = append(beside, func(ctx context.Context) error { return a.attach(ctx, i) })
 	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("prepare boot %d of %s: %w", n, m.ID, err), a.cleanBoot(context.WithoutCancel(ctx), i, n))
 		}
 	}()
-	for _, d := range []string{dir, rootfs} {
-		if err := os.MkdirAll(d, 0o755); err != nil {
-			return err
-		}
+	// The links, the root file system and the files do not need each other:
+	// most of each is waiting for the kernel or the disk.
+	var proc bundle.Process
+	var problem string
+	g, gctx := errgroup.WithContext(ctx)
+	for _, f := range beside {
+		g.Go(func() error { return f(gctx) })
 	}
-	if err := a.o.Images.Mount(ctx, key, m.Spec.Image.Digest, rootfs); err != nil {
+	g.Go(func() (err error) {
+		proc, problem, err = a.mountBoot(gctx, i, n)
+		return err
+	})
+	if err := g.Wait(); err != nil {
 		return err
 	}
-	proc, problem, err := a.fill(ctx, i, n, rootfs)
-	if err != nil {
-		return err
-	}
+	i.furnished = true
 	boot := orders.Boot{
 		Machine: m.ID, App: m.App, Instance: i.id(), Generation: m.Spec.Generation,
 		Number: n, Container: i.container(n), Bundle: dir,
@@ -203,7 +210,7 @@ func (a *Agent) prepare(ctx context.Context, i *instance) (err error) {
 		Stop: c.Stop, Memory: c.Guest.Memory, Swap: c.Swap, TTY: c.Init.TTY,
 		Command: strings.Join(proc.Args, " "), Problem: problem,
 	}
-	if m.Group() == root.GroupReleaseCommand {
+	if g := m.Group(); g == root.GroupReleaseCommand || g == root.GroupTest {
 		boot.Log = releaseLog
 	}
 	// The answer's stamp is not taken over: entries before it may be under way.
@@ -212,6 +219,20 @@ func (a *Agent) prepare(ctx context.Context, i *instance) (err error) {
 	}
 	i.last, i.next, i.problem, i.staged = n, true, problem, true
 	return nil
+}
+
+// mountBoot mounts a boot's root file system and fills it.
+func (a *Agent) mountBoot(ctx context.Context, i *instance, n uint64) (proc bundle.Process, problem string, _ error) {
+	key, rootfs := a.rootfs(i, n)
+	for _, d := range []string{a.bootDir(i.id(), n), rootfs} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return proc, "", err
+		}
+	}
+	if err := a.o.Images.Mount(ctx, key, i.machine.Spec.Image.Digest, rootfs); err != nil {
+		return proc, "", err
+	}
+	return a.fill(ctx, i, n, rootfs)
 }
 
 // fill writes a boot's files and its bundle. The problem is what the user has
@@ -311,112 +332,6 @@ func (a *Agent) files(ctx context.Context, files []root.File) ([]root.File, erro
 		out[n].Content = data
 	}
 	return out, nil
-}
-
-func hostname(m *root.Machine) string {
-	if h := m.Spec.Config.DNS.Hostname; h != "" {
-		return h
-	}
-	return string(m.ID)
-}
-
-// platformEnv is the environment that the platform sets ("Private networking
-// and machine runtime", section 6). It wins over the image's and the config's.
-func platformEnv(m *root.Machine) map[string]string {
-	env := map[string]string{
-		"FLY_APP_NAME":        string(m.App),
-		"FLY_MACHINE_ID":      string(m.ID),
-		"FLY_ALLOC_ID":        string(m.ID),
-		"FLY_MACHINE_VERSION": string(m.Spec.Instance),
-		"FLY_REGION":          string(m.Region),
-		"FLY_PRIVATE_IP":      m.Spec.Address.IPv6,
-		"FLY_IMAGE_REF":       m.Spec.Image.Ref(),
-		"FLY_VM_MEMORY_MB":    strconv.Itoa(m.Spec.Config.Guest.Memory.MiB()),
-	}
-	if g := m.Group(); g != "" {
-		env["FLY_PROCESS_GROUP"] = g
-	}
-	return env
-}
-
-func resolvConf(d root.DNS) []byte {
-	var b strings.Builder
-	servers := d.Nameservers
-	if len(servers) == 0 {
-		servers = []string{network.DNSIPv6}
-	}
-	for _, s := range servers {
-		fmt.Fprintf(&b, "nameserver %s\n", s)
-	}
-	if len(d.Searches) > 0 {
-		fmt.Fprintf(&b, "search %s\n", strings.Join(d.Searches, " "))
-	}
-	if len(d.Options) > 0 {
-		fmt.Fprintf(&b, "options %s\n", strings.Join(d.Options, " "))
-	}
-	return []byte(b.String())
-}
-
-// names are the machine's own names for itself.
-func names(m *root.Machine) string {
-	if h := hostname(m); h != string(m.ID) {
-		return string(m.ID) + " " + h
-	}
-	return string(m.ID)
-}
-
-// maxHosts bounds what is taken over of an image's /etc/hosts.
-const maxHosts = 64 << 10
-
-// hostsFile is the image's /etc/hosts with the machine's own names appended.
-func hostsFile(rootfs string, m *root.Machine) []byte {
-	var b strings.Builder
-	b.Write(imageHosts(rootfs))
-	if s := b.String(); s == "" {
-		b.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n")
-	} else if !strings.HasSuffix(s, "\n") {
-		b.WriteByte('\n')
-	}
-	ad := m.Spec.Address
-	for _, l := range [][3]string{
-		{"the machine's private address", ad.IPv6, "fly-local-6pn"},
-		{"the machine", ad.IPv4, names(m)},
-		{"where UDP services listen", network.SecondIPv4(ad.IPv4), "fly-global-services"},
-	} {
-		if l[1] != "" {
-			fmt.Fprintf(&b, "# %s\n%s\t%s\n", l[0], l[1], l[2])
-		}
-	}
-	return []byte(b.String())
-}
-
-// imageHosts reads the image's file beneath its root: the image may have made
-// it a link to anywhere. Without one it is empty.
-func imageHosts(rootfs string) []byte {
-	r, err := os.OpenRoot(rootfs)
-	if err != nil {
-		return nil
-	}
-	defer func() { _ = r.Close() }() // only read
-	fi, err := r.Stat("etc/hosts")
-	if err != nil || !fi.Mode().IsRegular() { // a FIFO would block
-		return nil
-	}
-	// A running machine of a persistent root file system may have put a FIFO
-	// there since.
-	f, err := r.OpenFile("etc/hosts", os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return nil
-	}
-	defer f.Close()
-	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
-		return nil
-	}
-	data, err := io.ReadAll(io.LimitReader(f, maxHosts))
-	if err != nil {
-		return nil
-	}
-	return data
 }
 
 // cleanBoot removes what is left of a boot that was used or never will be.

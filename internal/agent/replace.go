@@ -39,11 +39,8 @@ func (m *machine) replace(ctx context.Context, rec *root.Machine, ready time.Dur
 	m.listen(ctx)
 	next := rec.Clone()
 	old := m.inst
-	if err := m.a.protect(ctx, m.id, m.rec.Spec.Image.Digest, next.Spec.Image.Digest); err != nil {
-		return err
-	}
 	rested := old.running == 0 || old.phase == orders.PhaseSuspended
-	cand, err := m.a.stage(ctx, next)
+	cand, err := m.a.stage(ctx, next, m.rec.Spec.Image.Digest, next.Spec.Image.Digest)
 	if err != nil {
 		return errors.Join(err, m.a.protect(context.WithoutCancel(ctx), m.id, m.rec.Spec.Image.Digest))
 	}

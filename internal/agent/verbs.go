@@ -35,10 +35,7 @@ func (m *machine) launch(ctx context.Context) error {
 
 // set stages the version in the spec.
 func (m *machine) set(ctx context.Context) error {
-	if err := m.a.protect(ctx, m.id, m.rec.Spec.Image.Digest); err != nil {
-		return err
-	}
-	i, err := m.a.stage(ctx, m.rec)
+	i, err := m.a.stage(ctx, m.rec, m.rec.Spec.Image.Digest)
 	if err != nil {
 		return err
 	}
