@@ -30,6 +30,7 @@ type platform struct {
 	mu       sync.Mutex // guards what follows
 	machines map[string]*machines.Machine
 	created  []machines.CreateRequest
+	updated  []string
 	calls    int
 	broken   bool          // the API answers 503
 	creating chan struct{} // if set, creations wait until it is closed
@@ -51,6 +52,7 @@ func startPlatform() *platform {
 	mux.HandleFunc("GET /v1/apps/shop/machines", p.list)
 	mux.HandleFunc("GET /v1/apps/shop/machines/{id}", p.get)
 	mux.HandleFunc("POST /v1/apps/shop/machines", p.create)
+	mux.HandleFunc("POST /v1/apps/shop/machines/{id}", p.update)
 	mux.HandleFunc("DELETE /v1/apps/shop/machines/{id}", p.destroy)
 	p.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		p.mu.Lock()
@@ -120,6 +122,27 @@ func (p *platform) create(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(m)
 }
 
+func (p *platform) update(w http.ResponseWriter, r *http.Request) {
+	var in machines.UpdateRequest
+	if err := json.NewDecoder(r.Body).Decode(&in); err != nil {
+		fail(w, http.StatusBadRequest, err.Error())
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	m := p.machines[r.PathValue("id")]
+	switch {
+	case m == nil:
+		fail(w, http.StatusNotFound, "machine not found")
+	case in.CurrentVersion != m.InstanceID:
+		fail(w, http.StatusConflict, "it has changed")
+	default:
+		p.updated = append(p.updated, m.ID)
+		m.Config, m.InstanceID = &in.Config, m.InstanceID+"+"
+		_ = json.NewEncoder(w).Encode(m)
+	}
+}
+
 func (p *platform) destroy(w http.ResponseWriter, r *http.Request) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -139,7 +162,7 @@ func (p *platform) destroy(w http.ResponseWriter, r *http.Request) {
 func (p *platform) add(name, digest string, state machines.State, config *machines.Config) *machines.Machine {
 	m := &machines.Machine{
 		ID: fmt.Sprintf("%014x", len(p.machines)+len(p.created)+1), Name: name, State: state, Region: "loc",
-		ImageRef: machines.ImageRef{Digest: digest}, Config: config,
+		ImageRef: machines.ImageRef{Digest: digest}, Config: config, InstanceID: "1",
 	}
 	p.machines[m.ID] = m
 	return m

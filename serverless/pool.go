@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -21,6 +22,10 @@ const (
 	digestDigits = 12
 	// metadataProcessGroup keeps the machine out of the app's process groups.
 	metadataProcessGroup = "fly_process_group"
+	// metadataReleaseVersion is the release of an app machine, metadataRelease
+	// the one that a serverless machine was made for.
+	metadataReleaseVersion = "fly_release_version"
+	metadataRelease        = "serverless_release"
 
 	// flightTimeout bounds one search or creation: it includes a pull.
 	flightTimeout = 2 * time.Minute
@@ -231,8 +236,51 @@ func (p *pool) ensure(ctx context.Context) (m *machines.Machine, leftovers bool,
 	}
 	if m == nil {
 		m, err = p.create(ctx, name)
+	} else {
+		err = p.renew(ctx, m)
 	}
 	return m, leftovers, err
+}
+
+// renew gives the machine the config and the secrets of a newer release, if it
+// was made for an older one of the same image.
+func (p *pool) renew(ctx context.Context, m *machines.Machine) error {
+	self, err := p.client.Get(ctx, p.self.app, p.self.machine)
+	if err != nil {
+		return fmt.Errorf("read the machine's own config: %w", err)
+	}
+	if release(self, metadataReleaseVersion) <= release(m, metadataRelease) {
+		return nil
+	}
+	config, err := p.config(self)
+	if err != nil {
+		return err
+	}
+	_, err = p.client.Update(ctx, p.self.app, m.ID, machines.UpdateRequest{
+		CreateRequest: machines.CreateRequest{Config: config}, CurrentVersion: m.InstanceID,
+	})
+	switch machines.StatusOf(err) {
+	case http.StatusNotFound, http.StatusConflict, http.StatusPreconditionFailed:
+		return nil // another process is at it
+	}
+	if err != nil {
+		return fmt.Errorf("update machine %s: %w", m.Name, err)
+	}
+	p.log.InfoContext(ctx, "updated the serverless machine", "app", p.self.app, "machine", m.ID, "release", release(self, metadataReleaseVersion))
+	return nil
+}
+
+// release is the version of the release in a machine's metadata, 0 if there
+// is none.
+func release(m *machines.Machine, key string) int {
+	if m.Config == nil {
+		return 0
+	}
+	v, err := strconv.Atoi(m.Config.Metadata[key])
+	if err != nil {
+		return 0
+	}
+	return v
 }
 
 func broken(s machines.State) bool {
@@ -306,6 +354,9 @@ func (p *pool) config(self *machines.Machine) (machines.Config, error) {
 	}
 	c.Env[envMarker] = "1"
 	c.Metadata = map[string]string{metadataProcessGroup: "serverless"}
+	if v := release(self, metadataReleaseVersion); v > 0 {
+		c.Metadata[metadataRelease] = strconv.Itoa(v)
+	}
 	c.Services = append([]machines.Service(nil), c.Services...)
 	autostart := true
 	for i := range c.Services {

@@ -229,6 +229,38 @@ func TestBrokenMachineIsReplaced(t *testing.T) {
 	}
 }
 
+// TestNewerReleaseOfTheSameImage: new secrets, another fly.toml. The machine
+// that is there gets them, once, and no older app machine takes them back.
+func TestNewerReleaseOfTheSameImage(t *testing.T) {
+	p := newPlatform(t)
+	app := func(name, release, database string) string {
+		_, id := p.start(t, name, digestA, nil)
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		c := p.machines[id].Config
+		c.Metadata["fly_release_version"], c.Env["DATABASE"] = release, database
+		return id
+	}
+	old := app("web-1", "9", "x")
+	made := p.ask(t, old, "GET", "/receipts", "").Header().Get(serverless.HeaderMachine)
+	fresh := app("web-2", "10", "y")
+	older := app("web-3", "9", "x")
+	for _, id := range []string{fresh, older} {
+		if w := p.ask(t, id, "GET", "/receipts", ""); w.Header().Get(serverless.HeaderMachine) != made || made == "" {
+			t.Fatalf("answered by %q (fallback %q), want %q", w.Header().Get(serverless.HeaderMachine), w.Header().Get(serverless.HeaderFallback), made)
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if diff := cmp.Diff([]string{made}, p.updated); diff != "" {
+		t.Errorf("updated (-want +got):\n%s", diff)
+	}
+	c := p.machines[made].Config
+	if c.Env["DATABASE"] != "y" || c.Metadata["serverless_release"] != "10" || len(p.created) != 1 {
+		t.Errorf("got %v, %v, %d made; want release 10's", c.Env, c.Metadata, len(p.created))
+	}
+}
+
 // TestOlderIsRemoved: each version keeps its machine while it is there; then
 // the newer one removes it, but not before it is idle.
 func TestOlderIsRemoved(t *testing.T) {

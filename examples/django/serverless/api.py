@@ -32,6 +32,9 @@ class API:
     def create(self, **body):
         return self.call("POST", "", body)
 
+    def update(self, machine, **body):
+        return self.call("POST", "/" + quote(machine), body)
+
     def destroy(self, machine, force=False):
         return self.call("DELETE", f"/{quote(machine)}?force={'true' if force else 'false'}")
 

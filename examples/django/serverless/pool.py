@@ -15,6 +15,7 @@ ALONE = 5  # seconds that the API is left alone after it failed
 PATIENCE = 10  # seconds that a request waits for another one's search
 SWEEP_FIRST, SWEEP_MOST = 2, 60  # seconds between two looks at older machines
 GONE = ("destroying", "destroyed")
+RELEASE = "serverless_release"  # metadata: the release that the machine was made for
 BROKEN = ("failed", "launch_failed")
 IDLE = ("suspended", "stopped", "created")
 
@@ -90,7 +91,23 @@ class Pool:
                 self.api.destroy(m["id"], force=True)
             else:
                 mine = m
-        return mine["id"] if mine else self.create()
+        if not mine:
+            return self.create()
+        self.renew(mine)
+        return mine["id"]
+
+    def renew(self, machine):
+        """Gives the machine the config and the secrets of a newer release, if it
+        was made for an older one of the same image."""
+        me = self.api.get(self.self_id)
+        if release(me, "fly_release_version") <= release(machine, RELEASE):
+            return
+        try:
+            self.api.update(machine["id"], config=self.config(me), current_version=machine["instance_id"])
+            log.info("updated machine %s to release %d", machine["id"], release(me, "fly_release_version"))
+        except Error as error:
+            if error.status not in (404, 409, 412):  # another process is at it
+                raise
 
     def digest(self):
         _, _, digest = self.image.partition("@sha256:")
@@ -102,10 +119,8 @@ class Pool:
         """Makes the machine. Of several processes that try, one succeeds; the
         others read what it made."""
         me = self.api.get(self.self_id)
-        config = asleep(me["config"], self.image)
-        self.change(config)
         try:
-            made = self.api.create(name=self.name, region=me["region"], config=config)
+            made = self.api.create(name=self.name, region=me["region"], config=self.config(me))
             log.info("made machine %s, %s", made["id"], self.name)
             return made["id"]
         except Error as error:
@@ -117,6 +132,13 @@ class Pool:
                     return m["id"]
             time.sleep(0.05)  # its name is taken, but it cannot be read yet
         raise Error(409, f"the name {self.name} is taken by a machine that is not listed")
+
+    def config(self, me):
+        config = asleep(me["config"], self.image)
+        if release(me, "fly_release_version"):
+            config["metadata"][RELEASE] = str(release(me, "fly_release_version"))
+        self.change(config)
+        return config
 
     def sweep(self):
         """Starts to remove older machines, unless that is under way."""
@@ -172,6 +194,12 @@ def asleep(config, image):
     for key in ("mounts", "standbys", "schedule", "auto_destroy", "disable_machine_autostart"):
         config.pop(key, None)
     return config
+
+
+def release(machine, key):
+    """The version of the release in a machine's metadata, 0 if there is none."""
+    value = (machine["config"].get("metadata") or {}).get(key, "")
+    return int(value) if value.isdecimal() else 0
 
 
 def reason(error):

@@ -25,12 +25,14 @@ class FakeAPI(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.lock = threading.Lock()
         self.calls = 0
+        self.updates = []
         self.broken = False  # every call fails
         self.machines = {}
         self.add("app1", "web-1", config={"image": "shop", "env": {"A": "1"}, "services": [SERVICE], "mounts": [{}]})
 
     def add(self, id, name, digest=DIGEST, state="started", config=None):
-        machine = {"id": id, "name": name, "region": "loc", "state": state, "config": config, "image_ref": {"digest": "sha256:" + digest}}
+        machine = {"id": id, "name": name, "region": "loc", "state": state, "config": config}
+        machine.update(instance_id="1", image_ref={"digest": "sha256:" + digest})
         self.machines[id] = machine
         return machine
 
@@ -38,6 +40,13 @@ class FakeAPI(ThreadingHTTPServer):
         self.calls += 1
         if self.broken:
             return 503, {"error": "try again later"}
+        if method == "POST" and parts:
+            machine = self.machines[parts[0]]
+            if body["current_version"] != machine["instance_id"]:
+                return 409, {"error": "it has changed"}
+            self.updates.append(parts[0])
+            machine.update(config=body["config"], instance_id=machine["instance_id"] + "+")
+            return 200, machine
         if method == "POST":
             if any(m["name"] == body["name"] for m in self.machines.values()):
                 return 409, {"error": "name taken"}
@@ -155,6 +164,25 @@ class MiddlewareTests(SimpleTestCase):
             del self.api.machines["made1"]
             self.api.add("other", "web-2")
             self.assertReplayed(self.ask(app), "made2")
+
+    def test_a_newer_release_of_the_same_image(self):
+        """New secrets, another fly.toml: the machine that is there gets them."""
+        release = self.api.machines["app1"]["config"].setdefault("metadata", {})
+        release["fly_release_version"] = "9"
+        with self.on() as app, self.assertLogs("serverless", "INFO"):
+            self.assertReplayed(self.ask(app), "made1")
+        release["fly_release_version"] = "10"
+        self.api.machines["app1"]["config"]["env"]["A"] = "2"
+        with self.on() as new, self.assertLogs("serverless", "INFO"):
+            self.assertReplayed(self.ask(new), "made1")
+        config = self.api.machines["made1"]["config"]
+        self.assertEqual(config["metadata"], {"fly_process_group": "serverless", "serverless_release": "10"})
+        self.assertEqual(config["env"], {"A": "2", "SERVERLESS_MACHINE": "1"})
+        release["fly_release_version"] = "9"  # an app machine that is still to be replaced
+        for _ in range(2):
+            with self.on() as old:
+                self.assertReplayed(self.ask(old), "made1")
+        self.assertEqual(self.api.updates, ["made1"])
 
     def test_broken_machine_is_replaced(self):
         self.api.add("dead", NAME, state="failed")
