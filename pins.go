@@ -9,7 +9,6 @@ package roost
 import (
 	_ "charm.land/lipgloss/v2"
 	_ "github.com/anishathalye/porcupine"
-	_ "github.com/coreos/go-systemd/v22/activation"
 	_ "github.com/minio/minio-go/v7"
 	_ "github.com/opencontainers/cgroups"
 	_ "github.com/robfig/cron/v3"

@@ -106,18 +106,24 @@ func runTests(ctx context.Context, name string) {
 		return
 	}
 	describe()
-	for _, pkg := range tests {
-		if strings.Contains(pkg, name) {
-			runTest(ctx, pkg)
+	for _, t := range tests {
+		if chosen(t.pkg, name) {
+			runTest(ctx, t.pkg, t.run)
 		}
 	}
 }
 
-func runTest(ctx context.Context, pkg string) {
+// chosen reports whether a name has one of the words, which commas separate;
+// no words choose everything.
+func chosen(name, words string) bool {
+	return slices.ContainsFunc(strings.Split(words, ","), func(word string) bool { return strings.Contains(name, word) })
+}
+
+func runTest(ctx context.Context, pkg, pattern string) {
 	ctx, cancel := context.WithTimeout(ctx, testTimeout+time.Minute)
 	defer cancel()
 	dir := filepath.Join(tree, pkg)
-	cmd := exec.CommandContext(ctx, filepath.Join(dir, "run.test"), "-test.v", "-test.timeout="+testTimeout.String())
+	cmd := exec.CommandContext(ctx, filepath.Join(dir, "run.test"), "-test.v", "-test.timeout="+testTimeout.String(), "-test.run="+pattern)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "HOME=/root", "XDG_CACHE_HOME="+filepath.Join(share, "cache"), "ROOST_TEST_PAYLOAD="+filepath.Join(share, "programs/payload"))
 	var out bytes.Buffer

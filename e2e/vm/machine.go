@@ -19,10 +19,12 @@ import (
 const packages = "systemd,systemd-sysv,udev,dbus,linux-image-cloud-amd64,initramfs-tools,kmod,e2fsprogs,mount,procps," +
 	"iproute2,iputils-ping,nftables,ca-certificates,tzdata,runc,tini,lxcfs,poppler-utils,python3-requests,curl"
 
-// tests are the packages whose tests touch the kernel.
-var tests = []string{
-	"internal/runtime/cgroup", "internal/runtime/runc", "internal/runtime/bundle", "internal/runtime/swap",
-	"internal/network", "internal/supervisor", "e2e/real",
+// tests are the packages whose tests touch the kernel, and which of their tests
+// run inside, as a pattern; the others of a package need a Go tool chain.
+var tests = []struct{ pkg, run string }{
+	{pkg: "internal/runtime/cgroup"}, {pkg: "internal/runtime/runc"}, {pkg: "internal/runtime/bundle"}, {pkg: "internal/runtime/swap"},
+	{pkg: "internal/runtime/swapon"}, {pkg: "internal/network"}, {pkg: "internal/supervisor"}, {pkg: "internal/builder", run: "^Test(Dockerfile|Context)"},
+	{pkg: "e2e/real"},
 }
 
 // programs are what those tests build; see handOut.
@@ -116,8 +118,8 @@ func (m *machine) disk(ctx context.Context, folder, image, size string) error {
 	return command(ctx, "mke2fs", "-q", "-t", "ext4", "-d", m.path(folder), m.path(image), size)
 }
 
-// fill builds everything that runs inside.
-func (m *machine) fill(ctx context.Context, withTests bool) error {
+// fill builds everything that runs inside, and those tests that are chosen.
+func (m *machine) fill(ctx context.Context, withTests bool, run string) error {
 	fmt.Println("Building Roost and its tests")
 	share := m.path("share")
 	if err := os.RemoveAll(share); err != nil {
@@ -139,8 +141,11 @@ func (m *machine) fill(ctx context.Context, withTests bool) error {
 		return err
 	}
 	if withTests {
-		for _, pkg := range tests {
-			dir := filepath.Join(share, "tree", pkg)
+		for _, t := range tests {
+			if !chosen(t.pkg, run) {
+				continue
+			}
+			dir, pkg := filepath.Join(share, "tree", t.pkg), t.pkg
 			if err := os.MkdirAll(dir, 0o755); err != nil {
 				return err
 			}

@@ -36,7 +36,7 @@ func main() {
 	}
 	dir := flag.String("dir", "bin/vm", "where the virtual machine is made and kept")
 	only := flag.String("only", "", "phases to run, comma-separated: tests, service, reboot, cut (default all)")
-	run := flag.String("run", "", "run only the test binaries, or the checks of the service, whose name contains this word")
+	run := flag.String("run", "", "run only the test binaries, or the checks of the service, whose name contains one of these words, comma-separated (the kernel takes them: no spaces)")
 	kvm := flag.Bool("kvm", false, "use /dev/kvm, where it works; emulation needs nothing and is slow")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -72,7 +72,7 @@ func outside(ctx context.Context, v *machine, phases []string, run string) (err 
 	if err := v.make(ctx); err != nil {
 		return err
 	}
-	if err := v.fill(ctx, slices.Contains(phases, phaseTests)); err != nil {
+	if err := v.fill(ctx, slices.Contains(phases, phaseTests), run); err != nil {
 		return err
 	}
 	failed := 0

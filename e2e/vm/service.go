@@ -120,7 +120,7 @@ func runService(ctx context.Context, only string) {
 		{"a second machine, suspended", twoMachines},
 	}
 	if only != "" {
-		checks = slices.Concat(checks[:3], slices.DeleteFunc(checks[3:], func(c check) bool { return !strings.Contains(c.name, only) }))
+		checks = slices.Concat(checks[:3], slices.DeleteFunc(checks[3:], func(c check) bool { return !chosen(c.name, only) }))
 	}
 	w.tell(ctx, checks)
 	data, err := json.Marshal(w)

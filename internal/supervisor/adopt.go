@@ -31,8 +31,8 @@ func (c *children) adopt(ctx context.Context) error {
 	return nil
 }
 
-// heldSockets takes the sockets of an earlier server process out of its edge.
-func heldSockets(p *paths, edge childProcess) (map[orders.Listener]*os.File, error) {
+// heldSockets finds the sockets that an earlier server process opened.
+func heldSockets(p *paths, from *inherited) (map[orders.Listener]*os.File, error) {
 	var notes []heldSocket
 	if err := readJSON(p.sockets(), &notes); err != nil {
 		return nil, err
@@ -41,7 +41,7 @@ func heldSockets(p *paths, edge childProcess) (map[orders.Listener]*os.File, err
 	for _, n := range notes {
 		inodes[n.Inode] = true
 	}
-	files, err := takeFrom(edge, inodes)
+	files, err := from.take(inodes)
 	out := map[orders.Listener]*os.File{}
 	for _, n := range notes {
 		if f := files[n.Inode]; f != nil {
@@ -80,7 +80,7 @@ func readJSON(path string, v any) error {
 
 // adopt takes over, for as long as ctx, what earlier server processes left: slots from their
 // files, machines that run, and the truth about those that do not any more.
-func (a *slots) adopt(ctx context.Context, rebooted bool, edge childProcess) error {
+func (a *slots) adopt(ctx context.Context, rebooted bool, from *inherited) error {
 	lives := a.journal.lives()
 	if rebooted {
 		// Nothing of before runs. Files may be left where the run directory
@@ -105,7 +105,7 @@ func (a *slots) adopt(ctx context.Context, rebooted bool, edge childProcess) err
 	for _, f := range files {
 		inodes[f.Socket] = true
 	}
-	sockets, err := takeFrom(edge, inodes)
+	sockets, err := from.take(inodes)
 	if err != nil {
 		a.log.Warn("sockets of machines not taken over", "err", err)
 	}

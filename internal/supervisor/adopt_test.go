@@ -32,7 +32,7 @@ func (w *world) next(bootID string) *world {
 	n.t.Cleanup(func() { _ = j.close() })
 	n.router = w.router
 	n.slots.router = w.router
-	if err := n.adopt(n.life, rebooted, childProcess{}); err != nil {
+	if err := n.adopt(n.life, rebooted, &inherited{}); err != nil {
 		w.t.Fatal(err)
 	}
 	return n

@@ -48,9 +48,11 @@
 // TTY ends with the process that held it.
 //
 // SIGTERM, and so "systemctl stop", ends edge, control, builder and the server
-// and leaves machines running to be adopted; the order Shutdown with Machines
-// stops them and undoes everything on the host. SIGUSR2 replaces the program
-// by the binary on disk, in the same process, keeping children and sockets.
+// and leaves machines running to be adopted. The sockets are left with systemd
+// (see manager), which gives them to the next process of a restart and closes
+// them after a stop. The order Shutdown with Machines stops them and undoes
+// everything on the host. SIGUSR2 replaces the program by the binary on disk,
+// in the same process, keeping children and sockets.
 //
 // # Goroutines
 //

@@ -82,6 +82,14 @@ func (a *slots) list() []*slot {
 	return out
 }
 
+// sockets are the listeners of all machines' own API sockets.
+func (a *slots) sockets() (out []*os.File) {
+	for _, s := range a.list() {
+		out = append(out, s.api)
+	}
+	return out
+}
+
 // prepare takes over a next boot, of an instance known or new.
 func (a *slots) prepare(b orders.Boot) (orders.Done, error) {
 	if b.Instance == "" || b.Machine == "" || b.Container == "" || b.Bundle == "" && b.Problem == "" {

@@ -28,8 +28,7 @@ type socket struct {
 	file *os.File
 }
 
-// wanted names every socket that the configuration asks for, and whether it
-// belongs into the router namespace.
+// wanted names every socket that the configuration asks for.
 func wanted(cfg *config.Config) (out []orders.Listener, err error) {
 	for _, l := range cfg.Listen {
 		port := l.Port
@@ -57,25 +56,29 @@ func wanted(cfg *config.Config) (out []orders.Listener, err error) {
 	return out, nil
 }
 
-// openSockets returns every wanted socket: from held, where it is, else newly
-// opened. What is left in held is not wanted any more.
-func openSockets(ctx context.Context, cfg *config.Config, inRouter func(func() error) error, held map[orders.Listener]*os.File) (_ []socket, err error) {
-	names, err := wanted(cfg)
-	if err != nil {
-		return nil, err
+// inside reports whether a socket belongs into the router namespace.
+func inside(name orders.Listener) bool {
+	switch name.Kind {
+	case orders.ListenInternal, orders.ListenDNS, orders.ListenDNSUDP:
+		return true
+	default:
+		return false
 	}
-	var out []socket
+}
+
+// openSockets returns every named socket: from held, where it is, else newly
+// opened. It closes held ones when it fails.
+func openSockets(ctx context.Context, names []orders.Listener, inRouter func(func() error) error, held map[orders.Listener]*os.File) (out []socket, err error) {
 	defer func() {
 		if err != nil {
-			for _, s := range out {
-				_ = s.file.Close()
+			for _, f := range held {
+				_ = f.Close()
 			}
 		}
 	}()
 	for _, name := range names {
-		if f := held[name]; f != nil {
-			delete(held, name)
-			out = append(out, socket{name, f})
+		if held[name] != nil {
+			out = append(out, socket{name, held[name]})
 			continue
 		}
 		var f *os.File
@@ -83,15 +86,14 @@ func openSockets(ctx context.Context, cfg *config.Config, inRouter func(func() e
 			f, err = openSocket(ctx, name)
 			return err
 		}
-		switch name.Kind {
-		case orders.ListenInternal, orders.ListenDNS, orders.ListenDNSUDP:
-			err = inRouter(open)
-		default:
-			err = open()
+		in := func(f func() error) error { return f() }
+		if inside(name) {
+			in = inRouter
 		}
-		if err != nil {
+		if err := in(open); err != nil {
 			return nil, err
 		}
+		held[name] = f
 		out = append(out, socket{name, f})
 	}
 	return out, nil

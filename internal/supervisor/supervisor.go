@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -57,6 +59,7 @@ type server struct {
 	slots    *slots
 	children *children
 	sockets  []socket
+	manager  manager
 
 	closing chan struct{}           // closed when streams have to end
 	end     context.CancelCauseFunc // ends Run
@@ -81,6 +84,8 @@ func Run(ctx context.Context, cfg config.Config) error {
 // runWith is Run with the children's command lines given.
 func runWith(ctx context.Context, cfg config.Config, argv func(child string) []string) (err error) {
 	log := cfg.Logger(os.Stderr, "server")
+	from := &inherited{kept: keptFiles()}
+	defer from.close()
 	if err := makeDirs(&cfg); err != nil {
 		return err
 	}
@@ -108,7 +113,7 @@ func runWith(ctx context.Context, cfg config.Config, argv func(child string) []s
 
 	s := &server{
 		cfg: cfg, log: log, paths: &paths{cfg.Run}, reaper: newReaper(),
-		closing: make(chan struct{}), end: end,
+		closing: make(chan struct{}), end: end, manager: newManager(),
 	}
 	s.children = &children{argv: argv, reaper: s.reaper, foreign: &foreign{reaper: s.reaper, log: log}, paths: s.paths, log: log, running: map[string]childProcess{}, adopted: map[string]childProcess{}}
 	if err := s.children.adopt(life); err != nil {
@@ -150,16 +155,8 @@ func runWith(ctx context.Context, cfg config.Config, argv func(child string) []s
 		}
 	}()
 	s.children.within = map[string]func(func() error) error{childEdge: s.network.Do}
-	edge := s.children.adopted[childEdge]
-	held, err := heldSockets(s.paths, edge)
-	if err != nil {
-		log.Warn("sockets of the running edge not taken over", "err", err)
-	}
-	s.sockets, err = openSockets(ctx, &cfg, s.network.Do, held)
-	for _, f := range held {
-		_ = f.Close() // the new configuration does not want it
-	}
-	if err != nil {
+	from.edge = s.children.adopted[childEdge]
+	if s.sockets, err = s.openSockets(ctx, from, missing != nil); err != nil {
 		return err
 	}
 	defer func() {
@@ -177,12 +174,54 @@ func runWith(ctx context.Context, cfg config.Config, argv func(child string) []s
 		return err
 	}
 	serving = true // from here on there may be machines
-	if err := s.adopt(life, edge); err != nil {
+	if err := s.adopt(life, from); err != nil {
 		return err
 	}
+	s.keepSockets(ctx, storedMachines, nil) // taken
 	s.keepFigures = s.openFigures(ctx)
 	s.children.renew(beforeErr != nil || !reflect.DeepEqual(before, cfg))
 	return s.serve(ctx, life, endLife, &released)
+}
+
+// openSockets takes over the listening sockets that outlived an earlier server
+// process, and opens the others. Those inside a router namespace that is gone
+// are of no use.
+func (s *server) openSockets(ctx context.Context, from *inherited, anew bool) ([]socket, error) {
+	names, err := wanted(&s.cfg)
+	if err != nil {
+		return nil, err
+	}
+	held, err := heldSockets(s.paths, from)
+	if err != nil {
+		s.log.Warn("sockets of an earlier server process not taken over", "err", err)
+	}
+	from.drop(storedListeners)
+	for name, f := range held {
+		if !slices.Contains(names, name) || anew && inside(name) {
+			_ = f.Close()
+			delete(held, name)
+		}
+	}
+	// Before any is opened: what is not wanted any more may be in its way.
+	s.keepSockets(ctx, storedListeners, slices.Collect(maps.Values(held)))
+	sockets, err := openSockets(ctx, names, s.network.Do, held)
+	if err != nil {
+		return nil, err
+	}
+	var files []*os.File
+	for _, l := range sockets {
+		files = append(files, l.file)
+	}
+	s.keepSockets(ctx, storedListeners, files)
+	return sockets, nil
+}
+
+// keepSockets has systemd keep these for the next server process. Without them
+// the next one opens its own.
+func (s *server) keepSockets(ctx context.Context, name string, files []*os.File) {
+	if err := s.manager.keep(ctx, name, files); err != nil {
+		s.log.Warn("sockets not stored: a restart may refuse connections", "sockets", name, "err", err)
+	}
 }
 
 // makeDirs makes the directories that must not be anybody's. What a machine
@@ -263,7 +302,7 @@ func newSlots(life context.Context, cfg config.Config, d runtime.Driver, r route
 }
 
 // adopt opens the journal and takes over what runs.
-func (s *server) adopt(life context.Context, edge childProcess) error {
+func (s *server) adopt(life context.Context, from *inherited) error {
 	id, err := kernelBootID()
 	if err != nil {
 		return err
@@ -275,7 +314,7 @@ func (s *server) adopt(life context.Context, edge childProcess) error {
 	if s.slots.journal, rebooted, err = openJournal(s.cfg.Journal(), id, time.Now(), s.log); err != nil {
 		return err
 	}
-	return s.slots.adopt(life, rebooted, edge)
+	return s.slots.adopt(life, rebooted, from)
 }
 
 // serve runs until ctx ends and then goes away in order.
@@ -329,7 +368,9 @@ func (s *server) serve(ctx, life context.Context, endLife context.CancelFunc, re
 	})
 	s.adoptBuilder()
 	s.log.Info("server is up", "pid", os.Getpid(), "machines", len(s.slots.list()), "swap", s.swap.Kind, "cgroup", s.cgroups.Version())
-	s.notifyReady()
+	if err := s.manager.ready(); err != nil {
+		s.log.Warn("systemd not told", "err", err)
+	}
 	err = g.Wait()
 	cause := context.Cause(ctx)
 	s.log.Info("server is going away", "cause", cause)
@@ -343,6 +384,8 @@ func (s *server) serve(ctx, life context.Context, endLife context.CancelFunc, re
 	if errors.Is(cause, errShutdown) {
 		undone = s.undo(clean)
 		*released = true
+	} else {
+		s.keepSockets(clean, storedMachines, s.slots.sockets())
 	}
 	err = errors.Join(err, ignoreTimeout(hs.Shutdown(clean)), undone)
 	endLife()

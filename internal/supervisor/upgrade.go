@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -60,21 +59,4 @@ func keptTerminals() (map[string]*os.File, error) {
 		return nil, fmt.Errorf("terminals kept over the upgrade: %w", err)
 	}
 	return out, nil
-}
-
-// notifyReady tells systemd, if that started us (sd_notify(3)).
-func (s *server) notifyReady() {
-	path := os.Getenv("NOTIFY_SOCKET")
-	if path == "" {
-		return
-	}
-	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
-	if err != nil {
-		s.log.Warn("systemd not told", "err", err)
-		return
-	}
-	defer func() { _ = c.Close() }()
-	if _, err := c.Write([]byte("READY=1\n")); err != nil {
-		s.log.Warn("systemd not told", "err", err)
-	}
 }
