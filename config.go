@@ -216,7 +216,11 @@ func validateStatics(statics []Static) error {
 // allowedFlyEnv lists the FLY_ names that a client may set: those that tools
 // read to reach the API.
 func allowedFlyEnv(name string) bool {
-	return name == "FLY_API_TOKEN" || name == "FLY_API_HOSTNAME" || name == "FLY_FLAPS_BASE_URL" || name == "FLY_PROCESS_GROUP"
+	switch name {
+	case "FLY_API_TOKEN", "FLY_API_HOSTNAME", "FLY_FLAPS_BASE_URL", "FLY_PROCESS_GROUP", "FLY_STANDBY_FOR", "FLY_TEST_COMMAND", "FLY_TEST_MACHINE_IP":
+		return true // clients that deploy set the last ones
+	}
+	return false
 }
 
 func (g *Guest) validate() error {

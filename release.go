@@ -17,6 +17,7 @@ type Release struct {
 	Routes      []Route
 	Deploy      Deploy
 	Secrets     int    // version of the app's secrets its machines run with, 0 none
+	Repeats     int    // the version whose content a rollback brought back, 0 none
 	Reason      string // "deploy", "rollback", "secrets", "env", "scale"
 	Description string
 	Author      string
@@ -32,6 +33,18 @@ type Group struct {
 	Source []byte // Config as a document of the Machines API
 	Sized  bool   // the app's config names a size ([[vm]]); else machines keep theirs
 	Region Region // primary region, "" any
+	Checks []MachineCheck
+}
+
+// MachineCheck is a command that a rollout runs in a temporary machine against
+// each machine of a group that it starts; its exit code decides ("fly.toml",
+// section 10.2).
+type MachineCheck struct {
+	Ref        string   // of its image, "" is that of the machine under test
+	Image      Image    // what Ref named when the release was made
+	Entrypoint []string // none: that of the machine under test, or else the image's
+	Command    []string
+	Stop       Stop // how it is ended when it takes too long; zero members: as the machine under test
 }
 
 // Deploy is how a release is rolled out.
@@ -44,6 +57,7 @@ type Deploy struct {
 	ReleaseGuest   *Guest        // nil: see "fly.toml", section 10.1
 	SeedCommand    []string
 	Ran            int      // release that ran both commands with the same image, config and secrets: they are not run again; 0 none
+	Unchecked      bool     // run no machine checks
 	Restart        bool     // machines keep their own config and get the release's secrets
 	Smoke          bool     // watch machines for a moment after they have started
 	Detach         bool     // do not wait for machines to start and be healthy
@@ -139,6 +153,7 @@ const (
 	StepDestroy        = "destroy"
 	StepCreate         = "create"
 	StepUpdate         = "update"
+	StepMachineCheck   = "machine_check"
 	StepShift          = "shift"
 	StepVerify         = "verify"
 	StepRollback       = "rollback"

@@ -57,6 +57,7 @@ var failpoints = []struct {
 }{
 	{"rolling", []string{"begin", "command:made", "command:done", "remembered", "updated", "passed", "verified"}, false, false},
 	{"canary", []string{"canary:made", "canary:passed"}, false, false},
+	{"rolling", []string{"machine_check:started"}, false, false},
 	{"bluegreen", []string{"green:made", "uncordoned", "cordoned", "shifted", "retired"}, false, false},
 	{"rolling", []string{"return:begin", "return:done"}, true, false},
 	{"rolling", []string{"return:restored"}, true, true},
@@ -125,7 +126,7 @@ func controlKilled(h *host, strategy string, fails, worker bool) {
 	}
 	load := &instance.Load{Addr: h.Edge, Host: app + ".localhost", Path: "/"}
 	load.Start(t.Context())
-	dir := h.folder(app, groups+"[deploy]\n  release_command = \"files /app\"\n")
+	dir := h.folder(app, groups+"[deploy]\n  release_command = \"files /app\"\n"+answersOf(""))
 	_, err := h.deploy(dir, next, flags...)
 	t.Logf("the client: %v", err)
 	second := h.ended(app)

@@ -151,21 +151,32 @@ func (h *host) eventually(look func() (missing string)) {
 // serves asks which image answers.
 func (h *host) serves(app string) string {
 	h.t.Helper()
+	mark, err := h.mark(app)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return mark
+}
+
+func (h *host) mark(app string) (string, error) {
 	hc := &http.Client{Timeout: instance.RequestTimeout, Transport: &http.Transport{DisableKeepAlives: true, DialContext: h.DialEdge}}
 	req, err := http.NewRequestWithContext(h.t.Context(), http.MethodGet, "http://"+app+".localhost/file?path=/release", nil)
 	if err != nil {
-		h.t.Fatal(err)
+		return "", err
 	}
 	resp, err := hc.Do(req)
 	if err != nil {
-		h.t.Fatal(err)
+		return "", err
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
-	if err != nil || resp.StatusCode != http.StatusOK {
-		h.t.Fatalf("status %d, %v: %.300s", resp.StatusCode, err, body)
+	if err != nil {
+		return "", err
 	}
-	return string(body)
+	if resp.StatusCode != http.StatusOK {
+		return "", fmt.Errorf("status %d: %.300s", resp.StatusCode, body)
+	}
+	return string(body), nil
 }
 
 // started waits until an app has so many machines that run.

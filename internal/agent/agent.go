@@ -296,7 +296,7 @@ func (a *Agent) Launch(ctx context.Context, rec *root.Machine) (int64, error) {
 }
 
 // Replace brings a machine to the version in rec.Spec; see control.Agent.
-func (a *Agent) Replace(ctx context.Context, rec *root.Machine, ready time.Duration, commit func(context.Context) (int64, error)) (int64, error) {
+func (a *Agent) Replace(ctx context.Context, rec *root.Machine, ready time.Duration, prove func(context.Context) error, commit func(context.Context) (int64, error)) (int64, error) {
 	m, err := a.ready(ctx, rec.ID)
 	if err != nil {
 		return 0, err
@@ -304,7 +304,11 @@ func (a *Agent) Replace(ctx context.Context, rec *root.Machine, ready time.Durat
 	if ready <= 0 {
 		ready = readyTime(&rec.Spec.Config)
 	}
-	return m.doWithin(ctx, commandTimeout+ready, func(ctx context.Context, m *machine) error { return m.replace(ctx, rec, ready, commit) })
+	limit := commandTimeout + ready
+	if prove != nil { // which is bounded by its own
+		limit += maxProof
+	}
+	return m.doWithin(ctx, limit, func(ctx context.Context, m *machine) error { return m.replace(ctx, rec, ready, prove, commit) })
 }
 
 // GiveUp ends the wait of a Replace for its new version to be ready: it fails,

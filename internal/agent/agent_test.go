@@ -425,7 +425,7 @@ func TestReplaceBeside(t *testing.T) {
 	_, err := h.Launch(t.Context(), m)
 	must(t, err)
 	n, commit := h.next(m, webConfig(), true)
-	rev, err := h.Replace(t.Context(), n, 0, func(ctx context.Context) (int64, error) {
+	rev, err := h.Replace(t.Context(), n, 0, nil, func(ctx context.Context) (int64, error) {
 		// Both run when traffic is switched.
 		for _, id := range []root.InstanceID{m.Spec.Instance, n.Spec.Instance} {
 			if i, err := h.options.Supervisor.Instance(ctx, id); err != nil || i.Phase != orders.PhaseStarted {
@@ -484,7 +484,7 @@ func TestReplaceThatFailsLeavesTheOldVersion(t *testing.T) {
 			if c.commit != nil {
 				commit = c.commit
 			}
-			_, err = h.Replace(t.Context(), n, 0, commit)
+			_, err = h.Replace(t.Context(), n, 0, nil, commit)
 			if !root.IsKind(err, c.kind) || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("got %v, want kind %v with %q", err, c.kind, c.want)
 			}
@@ -504,13 +504,64 @@ func TestReplaceThatFailsLeavesTheOldVersion(t *testing.T) {
 	}
 }
 
+// What a new version has to prove it proves while both run; if it does not, or
+// nobody wants it any more, the old one serves on.
+func TestReplaceProves(t *testing.T) {
+	no := root.Errorf(root.Precondition, "a machine check failed")
+	for name, c := range map[string]struct {
+		prove  func(ctx context.Context, giveUp func()) error
+		want   string
+		passes bool
+	}{
+		"passes":   {func(context.Context, func()) error { return nil }, "", true},
+		"fails":    {func(context.Context, func()) error { return no }, "a machine check failed", false},
+		"given up": {func(ctx context.Context, giveUp func()) error { giveUp(); <-ctx.Done(); return context.Cause(ctx) }, "given up", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t)
+			h.sup.listens["/app"] = []orders.Listen{{Proto: "tcp", Address: "0.0.0.0:8080"}}
+			m := h.machine(1, webConfig(), true)
+			_, err := h.Launch(t.Context(), m)
+			must(t, err)
+			n, commit := h.next(m, webConfig(), true)
+			proved, committed := false, false
+			_, err = h.Replace(t.Context(), n, 0, func(ctx context.Context) error {
+				for _, id := range []root.InstanceID{m.Spec.Instance, n.Spec.Instance} {
+					if i, err := h.options.Supervisor.Instance(ctx, id); err != nil || i.Phase != orders.PhaseStarted {
+						t.Errorf("while it is proved %s is %s (%v), want started", id, i.Phase, err)
+					}
+				}
+				proved = !committed
+				return c.prove(ctx, func() { h.GiveUp(m.ID, n.Spec.Instance) })
+			}, func(ctx context.Context) (int64, error) {
+				committed = true
+				return commit(ctx)
+			})
+			if c.passes != (err == nil) || !strings.Contains(fmt.Sprint(err), c.want) {
+				t.Errorf("got %v, want %q", err, c.want)
+			}
+			if !proved || committed != c.passes {
+				t.Errorf("proved before the commit: %v; committed: %v", proved, committed)
+			}
+			want := map[bool]root.InstanceID{true: n.Spec.Instance, false: m.Spec.Instance}[c.passes]
+			h.eventually("one version to be left", func() bool { return h.sup.count() == 1 })
+			if i, err := h.options.Supervisor.Instance(t.Context(), want); err != nil || i.Phase != orders.PhaseStarted {
+				t.Errorf("version %s is %s (%v), want started", want, i.Phase, err)
+			}
+			_, err = h.Destroy(t.Context(), m.ID)
+			must(t, err)
+			h.nothingLeft()
+		})
+	}
+}
+
 func TestReplaceWorkerStopsFirst(t *testing.T) {
 	h := newHost(t)
 	m := h.machine(1, workerConfig(), true)
 	_, err := h.Launch(t.Context(), m)
 	must(t, err)
 	n, commit := h.next(m, workerConfig(), true)
-	_, err = h.Replace(t.Context(), n, 0, func(ctx context.Context) (int64, error) {
+	_, err = h.Replace(t.Context(), n, 0, nil, func(ctx context.Context) (int64, error) {
 		if i, err := h.options.Supervisor.Instance(ctx, m.Spec.Instance); err != nil || i.Phase != orders.PhaseStopped {
 			t.Errorf("at the commit the old version is %s (%v), want stopped", i.Phase, err)
 		}
@@ -530,7 +581,7 @@ func TestReplaceWorkerStopsFirst(t *testing.T) {
 	// With skip_launch the next one ends stopped.
 	m = got
 	n, commit = h.next(m, workerConfig(), false)
-	_, err = h.Replace(t.Context(), n, 0, commit)
+	_, err = h.Replace(t.Context(), n, 0, nil, commit)
 	must(t, err)
 	h.wait(m.ID, "the third version, stopped", func(m *root.Machine) bool {
 		return m.Status.Instance == n.Spec.Instance && m.Status.State == root.StateStopped
@@ -662,7 +713,7 @@ func TestDestroyCutsAnUpdateShort(t *testing.T) {
 	n, commit := h.next(m, webConfig(), true)
 	failed := make(chan error, 1)
 	go func() {
-		_, err := h.Replace(context.WithoutCancel(t.Context()), n, 0, commit)
+		_, err := h.Replace(context.WithoutCancel(t.Context()), n, 0, nil, commit)
 		failed <- err
 	}()
 	h.eventually("both versions", func() bool { return h.sup.count() == 2 })
@@ -731,7 +782,7 @@ func TestReplaceSuspended(t *testing.T) {
 	_, err = h.Suspend(t.Context(), m.ID, orders.Suspend{Source: orders.SourceProxy})
 	must(t, err)
 	n, commit := h.next(m, webConfig(), true)
-	_, err = h.Replace(t.Context(), n, 0, func(ctx context.Context) (int64, error) {
+	_, err = h.Replace(t.Context(), n, 0, nil, func(ctx context.Context) (int64, error) {
 		if i, err := h.options.Supervisor.Instance(ctx, m.Spec.Instance); err != nil || i.Phase != orders.PhaseSuspended {
 			t.Errorf("at the commit the old version is %s (%v), want suspended", i.Phase, err)
 		}
@@ -811,7 +862,7 @@ func TestTakeOverUpdate(t *testing.T) {
 	gone := make(chan struct{})
 	go func() {
 		defer close(gone)
-		if _, err := h.Replace(context.WithoutCancel(t.Context()), n, 0, commit); err == nil {
+		if _, err := h.Replace(context.WithoutCancel(t.Context()), n, 0, nil, commit); err == nil {
 			t.Error("the update succeeded")
 		}
 	}()

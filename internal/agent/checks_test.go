@@ -151,7 +151,7 @@ func TestReplaceWaitsForChecks(t *testing.T) {
 	must(t, err)
 
 	n, commit := h.next(m, checkedConfig(), true)
-	_, err = h.Replace(t.Context(), n, 2*time.Second, commit)
+	_, err = h.Replace(t.Context(), n, 2*time.Second, nil, commit)
 	if root.CodeOf(err) != root.CodeUnhealthy || !root.IsKind(err, root.Precondition) {
 		t.Fatalf("got %v, want it refused as unhealthy", err)
 	}
@@ -171,7 +171,7 @@ func TestReplaceWaitsForChecks(t *testing.T) {
 		defer mu.Unlock()
 		answer = report.Answer{Passing: true, Checks: result(root.CheckPassing, "200 OK")}
 	})
-	rev, err := h.Replace(t.Context(), n, 0, func(ctx context.Context) (int64, error) {
+	rev, err := h.Replace(t.Context(), n, 0, nil, func(ctx context.Context) (int64, error) {
 		mu.Lock()
 		defer mu.Unlock()
 		if !answer.Passing {

@@ -39,7 +39,7 @@ func TestReplaceOfAMachineThatIsWoken(t *testing.T) {
 	h.waitState(m.ID, root.StateStopped)
 	n, commit := h.next(m, webConfig(), false)
 	n.Spec.Secrets = 1
-	_, err = h.Replace(t.Context(), n, 0, func(ctx context.Context) (int64, error) {
+	_, err = h.Replace(t.Context(), n, 0, nil, func(ctx context.Context) (int64, error) {
 		for _, id := range []root.InstanceID{m.Spec.Instance, n.Spec.Instance} {
 			if i, err := h.options.Supervisor.Instance(ctx, id); err != nil || i.Phase != orders.PhaseStarted {
 				t.Errorf("at the switch %s is %s (%v), want started", id, i.Phase, err)
@@ -98,7 +98,7 @@ func TestGiveUp(t *testing.T) {
 	n, commit := h.next(m, webConfig(), true)
 	failed := make(chan error, 1)
 	go func() {
-		_, err := h.Replace(context.WithoutCancel(t.Context()), n, time.Hour, commit) // it listens on no port
+		_, err := h.Replace(context.WithoutCancel(t.Context()), n, time.Hour, nil, commit) // it listens on no port
 		failed <- err
 	}()
 	h.eventually("the new version to start", func() bool {

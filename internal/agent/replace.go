@@ -30,12 +30,14 @@ const (
 	// drainGrace is how long the old version serves on where nobody can tell
 	// what is in flight.
 	drainGrace = 2 * time.Second
+	// maxProof bounds what a new version has to prove beside the old one.
+	maxProof = time.Hour
 )
 
 // replace brings the machine to the version in rec.Spec. Until commit has
 // succeeded the old version is untouched, or (a machine nobody routes to) is
 // started again.
-func (m *machine) replace(ctx context.Context, rec *root.Machine, ready time.Duration, commit func(context.Context) (int64, error)) error {
+func (m *machine) replace(ctx context.Context, rec *root.Machine, ready time.Duration, prove func(context.Context) error, commit func(context.Context) (int64, error)) error {
 	m.listen(ctx)
 	next := rec.Clone()
 	old := m.inst
@@ -54,7 +56,7 @@ func (m *machine) replace(ctx context.Context, rec *root.Machine, ready time.Dur
 	// a request has just woken.
 	launch := next.Spec.Launch || served && rested && (old.phase == orders.PhaseStarted || old.phase == orders.PhaseStarting)
 	if launch && served && old.phase == orders.PhaseStarted {
-		err = m.beside(ctx, ready, commit)
+		err = m.beside(ctx, ready, prove, commit)
 	} else {
 		err = m.afterwards(ctx, commit, served, launch)
 	}
@@ -73,7 +75,7 @@ func (m *machine) replace(ctx context.Context, rec *root.Machine, ready time.Dur
 
 // beside starts the new version next to the old one, switches when it is
 // ready, and leaves the old one to drain.
-func (m *machine) beside(ctx context.Context, ready time.Duration, commit func(context.Context) (int64, error)) error {
+func (m *machine) beside(ctx context.Context, ready time.Duration, prove func(context.Context) error, commit func(context.Context) (int64, error)) error {
 	began := time.Now().UTC()
 	started, err := m.a.o.Supervisor.Start(ctx, m.cand.id(), orders.Start{Source: orders.SourceHost, Reason: reasonUpdate})
 	if err != nil {
@@ -90,6 +92,9 @@ func (m *machine) beside(ctx context.Context, ready time.Duration, commit func(c
 		return err
 	}
 	if err := m.untilReady(ctx, cand, ready); err != nil {
+		return err
+	}
+	if err := m.proven(ctx, cand, prove); err != nil {
 		return err
 	}
 	rev, err := commit(ctx)
@@ -251,7 +256,43 @@ func (m *machine) untilReady(ctx context.Context, i *instance, ready time.Durati
 	}
 }
 
-// giveUp ends untilReady for a version that nobody wants any more; it may come
+// proven returns when prove has, which talks to i as it likes; the machine goes
+// on hearing of its versions meanwhile.
+func (m *machine) proven(ctx context.Context, i *instance, prove func(context.Context) error) error {
+	if prove == nil {
+		return nil
+	}
+	trial, end := context.WithTimeoutCause(ctx, maxProof, root.Errorf(root.Timeout, "it took more than %s", maxProof))
+	defer end()
+	ended := make(chan error, 1)
+	go func() { ended <- prove(trial) }() //nolint:contextcheck // it is waited for below
+	stop := func(err error) error {
+		end()
+		<-ended
+		return err
+	}
+	for {
+		select {
+		case err := <-ended:
+			return err
+		case <-ctx.Done():
+			return stop(context.Cause(ctx))
+		case <-m.ear.wake:
+			m.listen(ctx)
+			if err := m.flush(ctx); err != nil { // of the version that serves; tried again with the rest
+				m.a.log.Warn("status", "machine", m.id, "err", err)
+			}
+		}
+		switch {
+		case m.gaveUpOn(i.id()):
+			return stop(root.Errorf(root.Conflict, "the update was given up; the old version keeps serving"))
+		case i.phase == orders.PhaseStopped:
+			return stop(root.Errorf(root.Precondition, "the new version ended (%s) while its machine checks ran; the old version keeps serving. Its log says more", ending(i)))
+		}
+	}
+}
+
+// giveUp ends untilReady and proven for a version that nobody wants any more; it may come
 // before the version does.
 func (m *machine) giveUp(id root.InstanceID) {
 	m.mu.Lock()

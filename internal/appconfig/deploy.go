@@ -58,6 +58,30 @@ func (c *Config) Deploy() (root.Deploy, error) {
 	return d, nil
 }
 
+// GroupMachineChecks returns what is run against each machine of a process group
+// when it has been deployed: the app's own, then those of the group's services.
+// KillSignal and KillTimeout are the app's where a check has none.
+func (c *Config) GroupMachineChecks(group string) []MachineCheck {
+	list := slices.Clone(c.MachineChecks)
+	if s := c.HTTPService; s != nil && c.in(s.Processes, group) {
+		list = append(list, s.MachineChecks...)
+	}
+	for i := range c.Services {
+		if s := &c.Services[i]; c.in(s.Processes, group) {
+			list = append(list, s.MachineChecks...)
+		}
+	}
+	for i := range list {
+		if list[i].KillSignal == "" {
+			list[i].KillSignal = c.KillSignal
+		}
+		if list[i].KillTimeout == nil {
+			list[i].KillTimeout = c.KillTimeout
+		}
+	}
+	return list
+}
+
 // Routes returns the rules of [[serverless]], in the order of the file. A group
 // that is named in http_service or services, too, also takes other requests.
 func (c *Config) Routes() []root.Route {

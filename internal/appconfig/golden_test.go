@@ -66,6 +66,9 @@ func describe(t *testing.T, file string) string {
 			t.Fatalf("%s: %v", group, err)
 		}
 		fmt.Fprintf(&b, "\n%s: %s\n", group, pretty(t, m))
+		if checks := c.GroupMachineChecks(group); len(checks) > 0 {
+			fmt.Fprintf(&b, "\n%s, machine checks: %s\n", group, pretty(t, checks))
+		}
 	}
 	d, err := c.Deploy()
 	if err != nil {

@@ -268,7 +268,9 @@ func (v *validator) machineChecks(at string, checks []MachineCheck) {
 		if len(c.Command) == 0 {
 			v.errorf(at, "a machine check needs command")
 		}
-		v.warnf(at, "machine_checks are not run yet")
+		if c.KillSignal != "" && !slices.Contains(root.StopSignals, c.KillSignal) {
+			v.errorf(at+".kill_signal", "kill_signal %q is not one of %s", clip(c.KillSignal), strings.Join(root.StopSignals, ", "))
+		}
 		v.timeout(at+".kill_timeout", "kill_timeout", c.KillTimeout, root.MaxStopTimeout)
 	}
 }

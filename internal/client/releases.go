@@ -82,6 +82,7 @@ const (
 	StepDestroy        = "destroy"
 	StepCreate         = "create"
 	StepUpdate         = "update"
+	StepMachineCheck   = "machine_check"
 	StepShift          = "shift" // bluegreen: traffic goes to the new machines
 	StepVerify         = "verify"
 	StepRollback       = "rollback" // a failed release returns to the one before

@@ -64,27 +64,10 @@ func (c *cluster) Command(ctx context.Context, r *root.Release, step string, arg
 			return c.commandFailed(ctx, r, step, m, err)
 		}
 	}
-	wait := ctx
-	if timeout > 0 {
-		until := beganAt(m, c.s.Now()).Add(timeout)
-		tell(root.ReleaseEvent{Step: step, Machine: m.ID, Waiting: fmt.Sprintf("the %s to end", words(step)), Until: until})
-		var cancel context.CancelFunc
-		wait, cancel = context.WithTimeoutCause(ctx, max(until.Sub(c.s.Now()), leastCommandWait), errNotReady)
-		defer cancel()
-	}
-	lines := c.output(ctx, r, step, m.ID, tell)
-	exit, err := c.commandExit(wait, r.App, m.ID)
-	lines.end(context.WithoutCancel(ctx))
-	switch {
-	case err == errNotReady: //nolint:errorlint // our own value
-		err = root.Errorf(root.Precondition, "it did not end within %s (deploy.release_command_timeout)", timeout)
-	case err == nil && exit.OOMKilled:
-		err = root.Errorf(root.Precondition, "it ran out of memory: give it more with deploy.release_command_vm")
-	case err == nil && exit.Code != 0 && exit.Error != "":
-		err = root.Errorf(root.Precondition, "%s", exit.Error)
-	case err == nil && exit.Code != 0:
-		err = root.Errorf(root.Precondition, "exit code %d", exit.Code)
-	}
+	err = c.outcome(ctx, r, m, bounds{
+		step: step, what: "the " + words(step), began: beganAt(m, c.s.Now()), timeout: timeout,
+		setting: "deploy.release_command_timeout", memory: "deploy.release_command_vm",
+	}, tell)
 	if err != nil {
 		if ctx.Err() != nil {
 			return context.Cause(ctx) // cancelled: the way back removes it; or the process ends, and another goes on
@@ -97,6 +80,43 @@ func (c *cluster) Command(ctx context.Context, r *root.Release, step string, arg
 	defer cancel()
 	_ = c.s.Catalog.Wait(end, func(sn *root.Snapshot) bool { return sn.Machine(m.ID) == nil })
 	return c.Destroy(ctx, r.App, m.ID)
+}
+
+// bounds is what may be said of a command in a temporary machine.
+type bounds struct {
+	step    string
+	what    string // "the release command"
+	began   time.Time
+	timeout time.Duration // 0 is none
+	setting string        // that says the timeout
+	memory  string        // that says its memory
+}
+
+// outcome passes on what the command of m writes, and returns what went wrong
+// when it has ended, or has had its time.
+func (c *cluster) outcome(ctx context.Context, r *root.Release, m *root.Machine, b bounds, tell rollout.Tell) error {
+	wait := ctx
+	if b.timeout > 0 {
+		until := b.began.Add(b.timeout)
+		tell(root.ReleaseEvent{Step: b.step, Machine: m.ID, Waiting: b.what + " to end", Until: until})
+		var cancel context.CancelFunc
+		wait, cancel = context.WithTimeoutCause(ctx, max(until.Sub(c.s.Now()), leastCommandWait), errNotReady)
+		defer cancel()
+	}
+	lines := c.output(ctx, r, b.step, m.ID, tell)
+	exit, err := c.commandExit(wait, r.App, m.ID)
+	lines.end(context.WithoutCancel(ctx))
+	switch {
+	case err == errNotReady: //nolint:errorlint // our own value
+		return root.Errorf(root.Precondition, "it did not end within %s (%s)", b.timeout, b.setting)
+	case err == nil && exit.OOMKilled:
+		return root.Errorf(root.Precondition, "it ran out of memory: give it more with %s", b.memory)
+	case err == nil && exit.Code != 0 && exit.Error != "":
+		return root.Errorf(root.Precondition, "%s", exit.Error)
+	case err == nil && exit.Code != 0:
+		return root.Errorf(root.Precondition, "exit code %d", exit.Code)
+	}
+	return err
 }
 
 func words(step string) string { return strings.ReplaceAll(step, "_", " ") }
@@ -278,19 +298,19 @@ func (c *cluster) commandFailed(ctx context.Context, r *root.Release, step strin
 // output passes on what a command writes, from its log.
 func (c *cluster) output(ctx context.Context, r *root.Release, step string, id root.MachineID, tell rollout.Tell) *commandOutput {
 	o := &commandOutput{c: c, app: r.App, step: step, machine: id, tell: tell}
-	o.sent = c.toldLines(ctx, r, step)
+	o.sent = c.toldLines(ctx, r, step, id)
 	follow, stop := context.WithCancel(context.WithoutCancel(ctx))
 	o.stop = stop
 	o.wg.Go(func() { o.follow(follow) })
 	return o
 }
 
-// toldLines is how many lines the events have already: those of an attempt
-// that a crash cut short.
-func (c *cluster) toldLines(ctx context.Context, r *root.Release, step string) int {
+// toldLines is how many lines of the machine the events have already: those of
+// an attempt that a crash cut short.
+func (c *cluster) toldLines(ctx context.Context, r *root.Release, step string, id root.MachineID) int {
 	n := 0
 	err := c.s.Store.ReleaseEvents(ctx, r.App, r.Version, "", false, func(e root.ReleaseEvent) error {
-		if e.Step == step {
+		if e.Step == step && e.Machine == id {
 			n += len(e.Lines)
 		}
 		return nil

@@ -114,10 +114,12 @@ type Agent interface {
 	// spec to the store; it is called once everything that can be checked
 	// before has succeeded, or not at all. A version that comes up beside the
 	// one that serves has to be ready, its checks passing, within ready; zero
-	// is the agent's default.
-	Replace(ctx context.Context, m *root.Machine, ready time.Duration, commit func(context.Context) (int64, error)) (rev int64, err error)
-	// GiveUp ends the wait of a Replace for version to be ready: the old one
-	// serves on. It does not wait, and does nothing once version serves.
+	// is the agent's default. prove, if not nil, is then called, before commit and
+	// while both versions run; its error ends the Replace. It is not called where
+	// the old version stops first.
+	Replace(ctx context.Context, m *root.Machine, ready time.Duration, prove func(context.Context) error, commit func(context.Context) (int64, error)) (rev int64, err error)
+	// GiveUp ends the wait of a Replace for version to be ready, and prove: the
+	// old one serves on. It does not wait, and does nothing once version serves.
 	GiveUp(id root.MachineID, version root.InstanceID)
 	Start(ctx context.Context, id root.MachineID, o orders.Start) (rev int64, err error)
 	Stop(ctx context.Context, id root.MachineID, o orders.Stop) (rev int64, err error)

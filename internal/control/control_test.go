@@ -83,7 +83,12 @@ func (f *agent) Launch(ctx context.Context, m *root.Machine) (int64, error) {
 
 func (*agent) GiveUp(root.MachineID, root.InstanceID) {}
 
-func (f *agent) Replace(ctx context.Context, m *root.Machine, _ time.Duration, commit func(context.Context) (int64, error)) (int64, error) {
+func (f *agent) Replace(ctx context.Context, m *root.Machine, _ time.Duration, prove func(context.Context) error, commit func(context.Context) (int64, error)) (int64, error) {
+	if prove != nil && len(m.Spec.Config.Services) > 0 && m.Spec.Launch {
+		if err := prove(ctx); err != nil {
+			return 0, err
+		}
+	}
 	if _, err := commit(ctx); err != nil {
 		return 0, err
 	}

@@ -62,6 +62,9 @@ type UpdateMachine struct {
 	// Timeout is how long the new version may take to be ready, its checks
 	// passing, before the old one is kept; zero is the agent's default.
 	Timeout time.Duration
+	// Prove, if not nil, is called with the new version when it is ready beside
+	// the old one, which serves on if it fails.
+	Prove func(ctx context.Context, next *root.Machine) error
 	// LeaseTTL, if not zero, leaves it leased to the caller.
 	LeaseTTL time.Duration
 	Release  *Pinned // nil: the new version belongs to no release

@@ -75,7 +75,7 @@ func (s *Releases) Plan(ctx context.Context, a auth.Actor, app root.AppName, n N
 	add(plan.Gone)
 	r.Version = 0
 	for _, m := range plan.Foreign {
-		if m.Group() != root.GroupReleaseCommand {
+		if m.Group() != root.GroupReleaseCommand && m.Group() != root.GroupTest {
 			out.Foreign = append(out.Foreign, m)
 		}
 	}

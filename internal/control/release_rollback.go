@@ -54,6 +54,7 @@ func (s *Releases) Rollback(ctx context.Context, a auth.Actor, app root.AppName,
 	d.ReleaseCommand, d.SeedCommand, d.Ran, d.Detach = nil, nil, 0, o.Detach
 	d.Restart, d.UpdateOnly, d.Regions, d.OnlyGroups, d.OnlyMachines = false, false, nil, nil, nil
 	if o.Strategy != "" {
+	d.Unchecked = true // they passed when it was new
 		d.Strategy = o.Strategy
 	}
 	if d.Strategy == root.StrategyCanary { // it has proved itself

@@ -192,7 +192,9 @@ func (s *Releases) rollout(ctx, work context.Context, app root.AppName, cancel c
 		cancel(&rollout.CancelledError{By: by})
 	}
 	memory := &journal{s: s, r: &r, ctx: ctx, host: s.Host}
-	c := &cluster{s: s, actor: s.actor(&r), tell: memory.Tell}
+	c := &cluster{s: s, actor: s.actor(&r), tell: memory.Tell, checked: map[root.InstanceID]bool{}}
+	c.sweepChecks(ctx, app) // of a process that died
+	defer c.sweepChecks(ctx, app)
 	status, message, err := rollout.New(rollout.Options{Cluster: c, Memory: memory, Failpoint: s.Failpoint, Log: s.Log}, &r, *j).Run(ctx, work)
 	if err != nil {
 		return err

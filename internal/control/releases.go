@@ -153,8 +153,33 @@ func (s *Releases) prepare(ctx context.Context, a auth.Actor, app root.AppName, 
 			return nil, err
 		}
 		r.Groups[i].Config = c
+		if r.Groups[i].Checks, err = s.pinChecks(ctx, a, found.Org, r.Groups[i].Checks); err != nil {
+			return nil, &root.Error{Kind: root.KindOf(err), Code: root.CodeOf(err), Message: "machine_checks of process group " + r.Groups[i].Name + ": " + root.MessageOf(err), Err: err}
+		}
 	}
 	return r, nil
+}
+
+// pinChecks finds the images that machine checks name.
+func (s *Releases) pinChecks(ctx context.Context, a auth.Actor, org root.OrgSlug, checks []root.MachineCheck) ([]root.MachineCheck, error) {
+	checks = slices.Clone(checks)
+	for i := range checks {
+		k := &checks[i]
+		if len(k.Command) == 0 {
+			return nil, root.Errorf(root.Invalid, "a machine check needs command")
+		}
+		if k.Ref == "" {
+			continue
+		}
+		if err := s.mayUse(a, org, k.Ref); err != nil {
+			return nil, err
+		}
+		var err error
+		if k.Image, err = s.Images.Resolve(ctx, k.Ref); err != nil {
+			return nil, fmt.Errorf("resolve image of a machine check: %w", err)
+		}
+	}
+	return checks, nil
 }
 
 func checkDeploy(d *root.Deploy) error {
@@ -213,7 +238,7 @@ func (s *Releases) begin(ctx context.Context, r *root.Release, notices ...string
 func (s *Releases) record(ctx context.Context, r *root.Release) (root.Release, int64, error) {
 	s.protecting.Lock()
 	defer s.protecting.Unlock()
-	err := s.protect(ctx, r.App, r.Image.Digest)
+	err := s.protect(ctx, r.App, imagesOf(r)...)
 	if root.IsKind(err, root.NotFound) {
 		err = &root.Error{Kind: root.Precondition, Code: "image_gone", Err: err,
 			Message: fmt.Sprintf("the image of the release, %s, is no longer on this host: build or pull it again and deploy that (roost deploy, or roost deploy --image REF)", r.Image.Ref())}
@@ -243,7 +268,9 @@ func (s *Releases) protect(ctx context.Context, app root.AppName, more ...root.D
 		add(d)
 	}
 	for i := range list {
-		add(list[i].Image.Digest)
+		for _, d := range imagesOf(&list[i]) {
+			add(d)
+		}
 	}
 	err = s.Images.Protect(ctx, protectOwner(app), digests...)
 	if !root.IsKind(err, root.NotFound) {
@@ -263,6 +290,19 @@ func (s *Releases) protect(ctx context.Context, app root.AppName, more ...root.D
 		}
 	}
 	return errors.Join(s.Images.Protect(ctx, protectOwner(app), here...), s.Images.Protect(ctx, probe))
+}
+
+// imagesOf are the images that a release needs, its own first.
+func imagesOf(r *root.Release) []root.Digest {
+	digests := []root.Digest{r.Image.Digest}
+	for i := range r.Groups {
+		for _, k := range r.Groups[i].Checks {
+			if d := k.Image.Digest; d != "" && !slices.Contains(digests, d) {
+				digests = append(digests, d)
+			}
+		}
+	}
+	return digests
 }
 
 func protectOwner(app root.AppName) string { return "releases/" + string(app) }
@@ -369,7 +409,7 @@ func (s *Releases) Redeploy(ctx context.Context, a auth.Actor, app root.AppName,
 	r.ID, r.Version, r.Reason, r.Description, r.Author, r.CreatedAt = root.ReleaseID(ulid.Make().String()), 0, reason, description, a.Name, s.Now().UTC()
 	r.Progress, r.Secrets = root.Progress{Status: root.ReleasePending}, fresh.Secrets
 	d := &r.Deploy
-	d.ReleaseCommand, d.SeedCommand, d.Ran, d.Restart, d.Detach, d.UpdateOnly = nil, nil, 0, true, false, false
+	d.ReleaseCommand, d.SeedCommand, d.Ran, d.Restart, d.Detach, d.UpdateOnly, d.Unchecked = nil, nil, 0, true, false, false, false
 	d.Regions, d.OnlyGroups, d.OnlyMachines = nil, nil, nil
 	if r.Reason == "" {
 		r.Reason = ReasonSecrets

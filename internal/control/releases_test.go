@@ -76,6 +76,17 @@ type deployAgent struct {
 	hangs   chan struct{} // closed when a version came up that is never ready
 	givenUp chan root.InstanceID
 	began   atomic.Int32 // commands
+
+	refuses atomic.Bool // machine checks do not pass
+	mu      sync.Mutex
+	tests   []machineTest // guarded by mu
+}
+
+// machineTest is a machine check that was run.
+type machineTest struct {
+	config root.Config
+	image  root.Image
+	serves map[root.MachineID]int // releases of the app's machines at that time
 }
 
 func (f *deployAgent) Instance(context.Context, root.InstanceID) (orders.Instance, error) {
@@ -110,7 +121,7 @@ func (f *deployAgent) Launch(ctx context.Context, m *root.Machine) (int64, error
 
 func (f *deployAgent) GiveUp(_ root.MachineID, version root.InstanceID) { f.givenUp <- version }
 
-func (f *deployAgent) Replace(ctx context.Context, m *root.Machine, ready time.Duration, commit func(context.Context) (int64, error)) (int64, error) {
+func (f *deployAgent) Replace(ctx context.Context, m *root.Machine, ready time.Duration, prove func(context.Context) error, commit func(context.Context) (int64, error)) (int64, error) {
 	if m.Spec.Launch && m.Spec.Config.Env["BAD"] != "" {
 		return 0, root.Errorf(root.Precondition, "the new version did not listen on port 8080 within %s; the old version keeps serving", ready)
 	}
@@ -121,17 +132,27 @@ func (f *deployAgent) Replace(ctx context.Context, m *root.Machine, ready time.D
 		}
 		return 0, root.Errorf(root.Conflict, "the update was given up; the old version keeps serving")
 	}
-	return f.agent.Replace(context.WithoutCancel(ctx), m, ready, commit)
+	return f.agent.Replace(context.WithoutCancel(ctx), m, ready, prove, commit)
 }
 
 // Start runs commands to their end.
 func (f *deployAgent) Start(ctx context.Context, id root.MachineID, o orders.Start) (int64, error) {
+	ctx = context.WithoutCancel(ctx)
 	m, err := f.store.Machine(ctx, id)
-	if err != nil || m.Group() != root.GroupReleaseCommand {
+	if err != nil || m.Group() != root.GroupReleaseCommand && m.Group() != root.GroupTest {
 		return f.agent.Start(ctx, id, o)
 	}
-	f.began.Add(1)
 	code := int(f.exit.Load())
+	if m.Group() == root.GroupTest {
+		if code = 0; f.refuses.Load() {
+			code = 7
+		}
+		if err := f.tested(ctx, m); err != nil {
+			return 0, err
+		}
+	} else {
+		f.began.Add(1)
+	}
 	rev, err := f.put(ctx, id, func(st *root.Status) {
 		for _, e := range []root.Event{{Type: "start"}, {Type: "exit", Exit: &root.Exit{Code: code}}} {
 			e.ID, e.At = ulid.Make().String(), time.Now()
@@ -146,6 +167,23 @@ func (f *deployAgent) Start(ctx context.Context, id root.MachineID, o orders.Sta
 		err = root.Errorf(root.Conflict, "machine %s has ended and is being removed", id)
 	}
 	return rev, err
+}
+
+func (f *deployAgent) tested(ctx context.Context, m *root.Machine) error {
+	s, err := f.store.Load(ctx)
+	if err != nil {
+		return err
+	}
+	serves := map[root.MachineID]int{}
+	for _, other := range s.Machines(m.App) {
+		if other.Managed() && other.Group() == "app" {
+			serves[other.ID] = other.Spec.Release
+		}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.tests = append(f.tests, machineTest{m.Spec.Config, m.Spec.Image, serves})
+	return nil
 }
 
 func (f *deployAgent) Inspect(ctx context.Context, id root.MachineID) (orders.Inspection, error) {
@@ -344,6 +382,14 @@ func (d *deployment) machines() map[string]string {
 		out[string(m.ID)] = fmt.Sprintf("%s %s v%d %s", m.Group(), m.Spec.Image.Repository, m.Spec.Release, m.Status.State)
 	}
 	return out
+}
+
+// same checks that machines are what they were.
+func (d *deployment) same(before map[string]string) {
+	d.t.Helper()
+	if diff := cmp.Diff(before, d.machines()); diff != "" {
+		d.t.Errorf("machines are not what they were (-before +after):\n%s", diff)
+	}
 }
 
 func sortedValues(m map[string]string) []string { return slices.Sorted(maps.Values(m)) }
@@ -654,6 +700,10 @@ func TestKilledAtEveryPoint(t *testing.T) {
 				n.Deploy.WaitTimeout = time.Second
 			case strings.HasPrefix(point, "canary:"):
 				n.Deploy.Strategy = root.StrategyCanary
+			case point == "machine_check:started":
+				for i := range n.Groups {
+					n.Groups[i].Checks = []root.MachineCheck{{Command: []string{"probe"}}}
+				}
 			case point == "green:made" || point == "uncordoned" || point == "cordoned":
 				n.Deploy.Strategy = root.StrategyBlueGreen
 				// Nothing of this fake host is checked: of a group without machines.

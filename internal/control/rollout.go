@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/oklog/ulid/v2"
@@ -21,6 +22,9 @@ type cluster struct {
 	s     *Releases
 	actor auth.Actor
 	tell  rollout.Tell
+
+	mu      sync.Mutex
+	checked map[root.InstanceID]bool // versions that passed their machine checks; guarded by mu
 }
 
 var _ rollout.Cluster = (*cluster)(nil)
@@ -68,7 +72,7 @@ func (c *cluster) Update(ctx, work context.Context, r *root.Release, m *root.Mac
 	defer stop()
 	err := c.leased(work, m, r.Deploy.WaitTimeout, func() error {
 		_, err := c.s.machines.Update(ctx, c.actor, r.App, m.ID, UpdateMachine{
-			Config: t.Config, Source: t.Source, SkipLaunch: !launch, Timeout: r.Deploy.WaitTimeout, Release: p,
+			Config: t.Config, Source: t.Source, SkipLaunch: !launch, Timeout: r.Deploy.WaitTimeout, Release: p, Prove: c.prove(r),
 		})
 		return err
 	})

@@ -62,7 +62,11 @@ func (s *Machines) Update(ctx context.Context, a auth.Actor, app root.AppName, i
 		Address: address, UpdatedAt: s.Now().UTC(),
 	}
 	pin(&next.Spec, found, u.Release, u.SkipSecrets)
-	rev, err := s.Agent.Replace(ctx, next, u.Timeout, func(ctx context.Context) (int64, error) {
+	var prove func(context.Context) error
+	if u.Prove != nil {
+		prove = func(ctx context.Context) error { return u.Prove(ctx, next) }
+	}
+	rev, err := s.Agent.Replace(ctx, next, u.Timeout, prove, func(ctx context.Context) (int64, error) {
 		return s.Store.UpdateSpec(ctx, id, was.Instance, next.Spec)
 	})
 	if err != nil {

@@ -62,7 +62,7 @@ func (e *Executor) clean(ctx context.Context) (root.ReleaseStatus, string, error
 // touches.
 func (e *Executor) foreign(plan Plan) {
 	for _, m := range plan.Foreign {
-		if m.Spec.Image.Digest == e.r.Image.Digest || m.Group() == root.GroupReleaseCommand || m.Status.State == root.StateDestroyed || m.Spec.Destroy != nil {
+		if m.Spec.Image.Digest == e.r.Image.Digest || m.Group() == root.GroupReleaseCommand || m.Group() == root.GroupTest || m.Status.State == root.StateDestroyed || m.Spec.Destroy != nil {
 			continue
 		}
 		who := "made through the API"

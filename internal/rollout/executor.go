@@ -32,6 +32,9 @@ type Cluster interface {
 	Keep(ctx context.Context, r *root.Release, m *root.Machine, t Target) error
 	// Ready returns when the machine is started, listens and passes its checks.
 	Ready(ctx context.Context, r *root.Release, id root.MachineID, smoke bool, tell Tell) error
+	// RunChecks runs the machine checks of the machine's group against it, unless
+	// this version passed them before it took the place of the one before.
+	RunChecks(ctx context.Context, r *root.Release, id root.MachineID, tell Tell) error
 	Cordon(ctx context.Context, app root.AppName, id root.MachineID, on bool) error
 	// Retire waits until nothing is in flight to the machine, stops it and
 	// destroys it; one that is gone is success.
@@ -95,7 +98,7 @@ type Options struct {
 // Failpoints are the names of the points at which tests end the process.
 var Failpoints = []string{
 	"begin", "command:made", "command:done", "canary:made", "canary:passed", "remembered", "created", "updated", "passed",
-	"green:made", "uncordoned", "cordoned", "verified", "shifted", "retired", "return:begin", "return:restored", "return:done",
+	"green:made", "machine_check:started", "uncordoned", "cordoned", "verified", "shifted", "retired", "return:begin", "return:restored", "return:done",
 }
 
 const (
@@ -351,7 +354,9 @@ func (e *Executor) canary(ctx, work context.Context, s Step) error {
 	m, err := e.o.Cluster.Create(ctx, e.r, t, NewMachine{Region: s.Region, Launch: true, Temporary: true})
 	if err == nil {
 		e.point("canary:made")
-		err = e.o.Cluster.Ready(work, e.r, m.ID, e.r.Deploy.Smoke, e.tell)
+		if err = e.o.Cluster.Ready(work, e.r, m.ID, e.r.Deploy.Smoke, e.tell); err == nil {
+			err = e.o.Cluster.RunChecks(work, e.r, m.ID, e.tell)
+		}
 		err = errors.Join(err, e.o.Cluster.Retire(ctx, e.r.App, m.ID))
 	}
 	if err != nil {
@@ -401,6 +406,9 @@ func (e *Executor) step(ctx, work context.Context, s Step) error {
 	err := e.act(ctx, work, &s)
 	if err == nil && s.Launch && !e.r.Deploy.Detach && e.r.Deploy.Strategy != root.StrategyImmediate {
 		err = e.o.Cluster.Ready(work, e.r, s.Machine, e.r.Deploy.Smoke && s.Action != Keep, e.tell)
+		if err == nil && s.Action != Keep {
+			err = e.o.Cluster.RunChecks(work, e.r, s.Machine, e.tell)
+		}
 	}
 	kind := root.StepUpdate
 	if s.Action == Create || s.Action == Green {

@@ -104,9 +104,10 @@ func TestFailuresGoBack(t *testing.T) {
 		"seed": func(w *world, r *root.Release) {
 			r.Deploy.SeedCommand, w.failing = []string{"seed"}, root.StepSeedCommand
 		},
-		"not ready":    func(w *world, _ *root.Release) { w.bad.Version = 2 },
-		"checks":       func(w *world, _ *root.Release) { w.bad.Version, w.badAfter = 2, true; w.floor["web"] = 1 },
-		"verification": func(w *world, _ *root.Release) { w.verify = root.Errorf(root.Precondition, "the app does not answer") },
+		"not ready":      func(w *world, _ *root.Release) { w.bad.Version = 2 },
+		"checks":         func(w *world, _ *root.Release) { w.bad.Version, w.badAfter = 2, true; w.floor["web"] = 1 },
+		"machine checks": func(w *world, _ *root.Release) { w.refused = "worker"; w.floor["web"] = 1 },
+		"verification":   func(w *world, _ *root.Release) { w.verify = root.Errorf(root.Precondition, "the app does not answer") },
 		"new group": func(w *world, r *root.Release) {
 			r.Groups = append(r.Groups, group("api", true))
 			w.verify = root.Errorf(root.Precondition, "the app does not answer")
@@ -119,7 +120,7 @@ func TestFailuresGoBack(t *testing.T) {
 	} {
 		for _, strategy := range []root.Strategy{root.StrategyRolling, root.StrategyCanary, root.StrategyBlueGreen, root.StrategyImmediate} {
 			t.Run(name+"/"+string(strategy), func(t *testing.T) {
-				if name == "checks" && strategy == root.StrategyImmediate {
+				if strings.HasSuffix(name, "checks") && strategy == root.StrategyImmediate {
 					t.Log("immediate waits for nothing: the verification finds it")
 					return
 				}

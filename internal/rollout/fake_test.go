@@ -37,6 +37,8 @@ type world struct {
 	events  []root.ReleaseEvent
 	ran     []string // commands, each attempt
 	failing string   // the command that fails
+	checked []root.MachineID
+	refused string // machines of this group do not pass their machine checks
 	verify  error
 
 	retired    []root.MachineID
@@ -193,6 +195,16 @@ func (w *world) Ready(ctx context.Context, r *root.Release, id root.MachineID, _
 	return w.do("ready", func() error {
 		if m := w.machines[id]; m.Spec.Release == w.bad.Version {
 			return root.Errorf(root.Precondition, "machine %s does not pass its checks", id)
+		}
+		return nil
+	})
+}
+
+func (w *world) RunChecks(_ context.Context, _ *root.Release, id root.MachineID, _ Tell) error {
+	return w.do("checks", func() error {
+		w.checked = append(w.checked, id)
+		if m := w.machines[id]; m.Group() == w.refused {
+			return root.Errorf(root.Precondition, "machine check of %s: exit code 1", id)
 		}
 		return nil
 	})

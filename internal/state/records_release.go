@@ -18,6 +18,7 @@ type releaseRecord struct {
 	Routes      []routeRecord `json:"routes,omitempty"`
 	Deploy      deployRecord  `json:"deploy,omitzero"`
 	Secrets     int           `json:"secrets,omitzero"`
+	Repeats     int           `json:"repeats,omitzero"`
 	Reason      string        `json:"reason,omitzero"`
 	Description string        `json:"description,omitzero"`
 	Author      string        `json:"author,omitzero"`
@@ -30,6 +31,34 @@ type groupRecord struct {
 	Source []byte       `json:"source,omitempty"`
 	Sized  bool         `json:"sized,omitzero"`
 	Region string       `json:"region,omitzero"`
+
+	Checks []machineCheckRecord `json:"machine_checks,omitempty"`
+}
+
+type machineCheckRecord struct {
+	Ref        string      `json:"ref,omitzero"`
+	Image      imageRecord `json:"image,omitzero"`
+	Entrypoint []string    `json:"entrypoint,omitempty"`
+	Command    []string    `json:"command,omitempty"`
+	Stop       stopRecord  `json:"stop,omitzero"`
+}
+
+func fromGroup(g root.Group) groupRecord {
+	return groupRecord{
+		Name: g.Name, Config: fromConfig(g.Config), Source: g.Source, Sized: g.Sized, Region: string(g.Region),
+		Checks: convert(g.Checks, func(k root.MachineCheck) machineCheckRecord {
+			return machineCheckRecord{k.Ref, fromImage(k.Image), k.Entrypoint, k.Command, stopRecord(k.Stop)}
+		}),
+	}
+}
+
+func (g groupRecord) root() root.Group {
+	return root.Group{
+		Name: g.Name, Config: g.Config.root(), Source: g.Source, Sized: g.Sized, Region: root.Region(g.Region),
+		Checks: convert(g.Checks, func(k machineCheckRecord) root.MachineCheck {
+			return root.MachineCheck{Ref: k.Ref, Image: k.Image.root(), Entrypoint: k.Entrypoint, Command: k.Command, Stop: root.Stop(k.Stop)}
+		}),
+	}
 }
 
 type deployRecord struct {
@@ -41,6 +70,7 @@ type deployRecord struct {
 	ReleaseGuest   *guestRecord  `json:"release_guest,omitempty"`
 	SeedCommand    []string      `json:"seed_command,omitempty"`
 	Ran            int           `json:"ran,omitzero"`
+	Unchecked      bool          `json:"unchecked,omitzero"`
 	Restart        bool          `json:"restart,omitzero"`
 	Smoke          bool          `json:"smoke,omitzero"`
 	Detach         bool          `json:"detach,omitzero"`
@@ -57,18 +87,16 @@ func fromRelease(r root.Release) releaseRecord {
 	d := r.Deploy
 	return releaseRecord{
 		V: releaseVersion, ID: string(r.ID), App: string(r.App), Version: r.Version, Image: fromImage(r.Image), Definition: r.Definition,
-		Groups: convert(r.Groups, func(g root.Group) groupRecord {
-			return groupRecord{g.Name, fromConfig(g.Config), g.Source, g.Sized, string(g.Region)}
-		}),
+		Groups: convert(r.Groups, fromGroup),
 		Routes: convert(r.Routes, func(t root.Route) routeRecord { return routeRecord(t) }),
 		Deploy: deployRecord{
 			Strategy: string(d.Strategy), MaxUnavailable: d.MaxUnavailable, WaitTimeout: d.WaitTimeout, ReleaseCommand: d.ReleaseCommand,
-			ReleaseTimeout: d.ReleaseTimeout, ReleaseGuest: (*guestRecord)(d.ReleaseGuest), SeedCommand: d.SeedCommand, Ran: d.Ran, Restart: d.Restart,
+			ReleaseTimeout: d.ReleaseTimeout, ReleaseGuest: (*guestRecord)(d.ReleaseGuest), SeedCommand: d.SeedCommand, Ran: d.Ran, Unchecked: d.Unchecked, Restart: d.Restart,
 			Smoke: d.Smoke, Detach: d.Detach, UpdateOnly: d.UpdateOnly, Standby: d.Standby, MaxConcurrent: d.MaxConcurrent,
 			Regions: convert(d.Regions, func(r root.Region) string { return string(r) }), OnlyGroups: d.OnlyGroups,
 			OnlyMachines: convert(d.OnlyMachines, func(m root.MachineID) string { return string(m) }), Webhook: d.Webhook,
 		},
-		Secrets: r.Secrets, Reason: r.Reason, Description: r.Description, Author: r.Author, CreatedAt: utc(r.CreatedAt),
+		Secrets: r.Secrets, Repeats: r.Repeats, Reason: r.Reason, Description: r.Description, Author: r.Author, CreatedAt: utc(r.CreatedAt),
 	}
 }
 
@@ -77,18 +105,16 @@ func (r releaseRecord) root() root.Release {
 	d := r.Deploy
 	return root.Release{
 		ID: root.ReleaseID(r.ID), App: root.AppName(r.App), Version: r.Version, Image: r.Image.root(), Definition: r.Definition,
-		Groups: convert(r.Groups, func(g groupRecord) root.Group {
-			return root.Group{Name: g.Name, Config: g.Config.root(), Source: g.Source, Sized: g.Sized, Region: root.Region(g.Region)}
-		}),
+		Groups: convert(r.Groups, groupRecord.root),
 		Routes: convert(r.Routes, func(t routeRecord) root.Route { return root.Route(t) }),
 		Deploy: root.Deploy{
 			Strategy: root.Strategy(d.Strategy), MaxUnavailable: d.MaxUnavailable, WaitTimeout: d.WaitTimeout, ReleaseCommand: d.ReleaseCommand,
-			ReleaseTimeout: d.ReleaseTimeout, ReleaseGuest: (*root.Guest)(d.ReleaseGuest), SeedCommand: d.SeedCommand, Ran: d.Ran, Restart: d.Restart,
+			ReleaseTimeout: d.ReleaseTimeout, ReleaseGuest: (*root.Guest)(d.ReleaseGuest), SeedCommand: d.SeedCommand, Ran: d.Ran, Unchecked: d.Unchecked, Restart: d.Restart,
 			Smoke: d.Smoke, Detach: d.Detach, UpdateOnly: d.UpdateOnly, Standby: d.Standby, MaxConcurrent: d.MaxConcurrent,
 			Regions: convert(d.Regions, func(r string) root.Region { return root.Region(r) }), OnlyGroups: d.OnlyGroups,
 			OnlyMachines: convert(d.OnlyMachines, func(m string) root.MachineID { return root.MachineID(m) }), Webhook: d.Webhook,
 		},
-		Secrets: r.Secrets, Reason: r.Reason, Description: r.Description, Author: r.Author, CreatedAt: r.CreatedAt,
+		Secrets: r.Secrets, Repeats: r.Repeats, Reason: r.Reason, Description: r.Description, Author: r.Author, CreatedAt: r.CreatedAt,
 	}
 }
 

@@ -57,6 +57,30 @@ func main() {
 	}
 }
 
+func get(url, want string) int {
+	req, err := http.NewRequestWithContext(context.Background(), http.MethodGet, url, nil)
+	if err != nil {
+		fmt.Println(err)
+		return 64
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		fmt.Println(err)
+		return 2
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		fmt.Println(err)
+		return 2
+	}
+	fmt.Printf("status %d, body %s\n", resp.StatusCode, body)
+	if resp.StatusCode != http.StatusOK || !strings.Contains(string(body), want) {
+		return 3
+	}
+	return 0
+}
+
 // command is what a one-off machine does.
 func command(name string, args []string) int {
 	switch name {
@@ -106,6 +130,8 @@ func command(name string, args []string) int {
 			fmt.Println("dial", addr, "yes")
 		}
 		return 0
+	case "get": // URL WANT: whether the answer has WANT; the environment is filled in
+		return get(os.ExpandEnv(args[0]), args[1])
 	case "cat":
 		if _, err := io.Copy(os.Stdout, os.Stdin); err != nil {
 			return 1

@@ -134,9 +134,21 @@ func define(n *control.NewRelease, regions []root.Region) (warnings []string, er
 				warnings = append(warnings, w)
 			}
 		}
-		n.Groups = append(n.Groups, root.Group{Name: name, Config: parsed.Config, Source: parsed.Source, Sized: sized, Region: root.Region(c.PrimaryRegion)})
+		n.Groups = append(n.Groups, root.Group{Name: name, Config: parsed.Config, Source: parsed.Source, Sized: sized, Region: root.Region(c.PrimaryRegion), Checks: machineChecks(c, name)})
 	}
 	return warnings, nil
+}
+
+func machineChecks(c *appconfig.Config, group string) []root.MachineCheck {
+	var out []root.MachineCheck
+	for _, k := range c.GroupMachineChecks(group) {
+		check := root.MachineCheck{Ref: k.Image, Entrypoint: k.Entrypoint, Command: k.Command, Stop: root.Stop{Signal: k.KillSignal}}
+		if k.KillTimeout != nil {
+			check.Stop.Timeout = time.Duration(*k.KillTimeout)
+		}
+		out = append(out, check)
+	}
+	return out
 }
 
 // override lets the request beat the definition.
