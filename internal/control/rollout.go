@@ -76,7 +76,7 @@ func (c *cluster) Update(ctx, work context.Context, r *root.Release, m *root.Mac
 		})
 		return err
 	})
-	if err == nil || work.Err() != nil {
+	if err == nil || work.Err() != nil || root.CodeOf(err) == codeCheckFailed {
 		return err
 	}
 	return c.s.diagnose(ctx, failure{machine: m.ID, app: r.App, instance: p.Instance, config: &t.Config, since: began, err: err,
