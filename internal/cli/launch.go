@@ -254,14 +254,15 @@ func (f *factory) renameApp(o *launchFlags, dir, existing string) error {
 
 // next says how to go on without deploying.
 func (f *factory) next(plan *launch.Plan, dir string) {
-	var set []string
+	var set, own []string
 	for _, s := range plan.Secrets {
-		value := "-"
 		if s.Random {
-			value = "$(openssl rand -hex 32)"
+			set = append(set, s.Name+"=$(openssl rand -hex 32)")
+		} else {
+			own = append(own, s.Name)
 		}
-		set = append(set, s.Name+"="+value)
 	}
+	set = append(set, placeholders(own)...)
 	if len(set) > 0 {
 		f.io.Notef("Set its secrets:  roost app create %s; roost secrets set --stage -a %s %s", plan.App, plan.App, strings.Join(set, " "))
 	}
@@ -311,7 +312,7 @@ func (f *factory) launchSecrets(ctx context.Context, c *client.Client, plan *lau
 			}
 			values[s.Name] = &value
 		default:
-			missing = append(missing, s.Name+"=-")
+			missing = append(missing, s.Name)
 		}
 	}
 	if len(values) > 0 {
@@ -325,10 +326,24 @@ func (f *factory) launchSecrets(ctx context.Context, c *client.Client, plan *lau
 	if len(missing) > 0 {
 		return hintError{
 			fmt.Errorf("nothing was deployed: the app needs %s that nobody has set", plural(len(missing), "secret", "secrets")),
-			fmt.Sprintf("roost secrets set --stage -a %s %s; then roost deploy", plan.App, strings.Join(missing, " ")),
+			fmt.Sprintf("roost secrets set --stage -a %s %s; then roost deploy", plan.App, strings.Join(placeholders(missing), " ")),
 		}
 	}
 	return nil
+}
+
+// placeholders are arguments of `roost secrets set`: one value is read from
+// standard input, several are a person's to write.
+func placeholders(names []string) []string {
+	value := "=-"
+	if len(names) > 1 {
+		value = "=..."
+	}
+	args := make([]string, len(names))
+	for i, name := range names {
+		args[i] = name + value
+	}
+	return args
 }
 
 func randomSecret() (string, error) {

@@ -2,6 +2,7 @@ package launch
 
 import (
 	"slices"
+	"strings"
 )
 
 // distribution is a Python package that Debian 12 has.
@@ -87,7 +88,7 @@ func debianPackages(needs []requirement) (packages []string, missing string) {
 		case r.opaque || i < 0:
 			return nil, r.name
 		case !satisfied(debian[i].version, r.specs):
-			return nil, r.name + " (Debian has " + debian[i].version + ")"
+			return nil, r.name + strings.Join(r.specs, ",") + " (it has " + debian[i].version + ")"
 		}
 		packages = append(packages, debian[i].debian)
 	}

@@ -12,7 +12,6 @@ import (
 var (
 	settingsModule = regexp.MustCompile(`DJANGO_SETTINGS_MODULE["']\s*,\s*["']([\w.]+)["']`)
 	healthPath     = regexp.MustCompile(`\b(?:(?:re_)?path|url)\(\s*r?["']\^?((?:ht|health|healthz|health-check|healthcheck|health_check|livez|up|ping|status)/?)\$?["']`)
-	startproject   = regexp.MustCompile(`SECRET_KEY\s*=\s*["']django-insecure-`)
 )
 
 // djangoProject is a Django project as far as it is understood.
@@ -52,13 +51,14 @@ func (s *scanner) django() (bool, error) {
 	s.plan.Kind = "django"
 	s.plan.Title = "Django" + p.version() + " project " + strings.Split(p.module, ".")[0]
 	s.fly.about = "A Django project."
-	s.choose("Django: manage.py uses the settings module %s", p.module)
+	s.choose("Django: settings module %s", p.module)
 	p.choosePackages()
 	p.chooseServer()
 	p.completeSettings()
 	p.chooseStatics()
 	p.chooseDatabase()
 	p.chooseHosts()
+	p.chooseHTTPS()
 	p.chooseCheck()
 	p.chooseSecrets()
 	p.chooseProcesses()
@@ -83,20 +83,45 @@ func (s *scanner) findManage() (dir, manage string) {
 }
 
 // production picks the settings that are meant for a server, where manage.py
-// names those of a developer.
+// names those of a developer: those of wsgi.py, which only servers load, or
+// those that are called so.
 func (p *djangoProject) production() {
+	take := func(module, why string) {
+		p.s.choose("settings: %s%s, instead of manage.py's %s", module, why, p.module)
+		p.module = module
+	}
+	for _, name := range []string{"wsgi", "asgi"} {
+		file := p.s.moduleFile(p.dir, strings.Split(p.module, ".")[0]+"."+name)
+		src, _ := p.s.read(file)
+		m := settingsModule.FindStringSubmatch(src)
+		if m != nil && m[1] != p.module && !forDevelopers.MatchString(m[1]) && p.s.moduleFile(p.dir, m[1]) != "" {
+			take(m[1], ", which "+file+" names")
+			return
+		}
+	}
 	base, last, ok := cutLast(p.module)
-	if !ok || !slices.Contains([]string{"local", "dev", "development", "base", "test"}, last) {
+	if !ok {
 		return
 	}
+	base += "."
+	switch {
+	case last == "settings":
+		base += "settings_"
+	case !forDevelopers.MatchString(last):
+		return
+	case strings.Contains(last, "_"):
+		base += last[:strings.LastIndexByte(last, '_')+1]
+	}
 	for _, name := range []string{"production", "prod", "deploy"} {
-		if p.s.moduleFile(p.dir, base+"."+name) != "" {
-			p.s.choose("settings: %s.%s instead of manage.py's %s", base, name, p.module)
-			p.module = base + "." + name
+		if p.s.moduleFile(p.dir, base+name) != "" {
+			take(base+name, "")
 			return
 		}
 	}
 }
+
+// forDevelopers is how settings modules are called that are not for servers.
+var forDevelopers = regexp.MustCompile(`(?:^|[._])(?:local|dev|develop|development|base|test|testing)$`)
 
 func cutLast(module string) (before, after string, found bool) {
 	i := strings.LastIndexByte(module, '.')
@@ -183,14 +208,26 @@ func (p *djangoProject) chooseDriver() {
 
 // wantsASGI: only who uses it has a server for it.
 func (p *djangoProject) wantsASGI() bool {
-	return p.settings.str("ASGI_APPLICATION") != "" &&
+	return p.asgiModule() != "" &&
 		(p.python.get("channels") != nil || p.python.get("daphne") != nil || p.python.get("uvicorn") != nil)
+}
+
+// asgiModule is what a server for ASGI runs, "" if the project has none:
+// startproject makes an asgi.py that its settings do not name.
+func (p *djangoProject) asgiModule() string {
+	if m := strings.TrimSuffix(p.settings.str("ASGI_APPLICATION"), ".application"); m != "" {
+		return m
+	}
+	if m := strings.Split(p.module, ".")[0] + ".asgi"; p.s.moduleFile(p.dir, m) != "" {
+		return m
+	}
+	return ""
 }
 
 func (p *djangoProject) chooseServer() {
 	p.wsgi = strings.TrimSuffix(p.settings.str("WSGI_APPLICATION"), ".application")
 	if p.asgi {
-		p.wsgi = strings.TrimSuffix(p.settings.str("ASGI_APPLICATION"), ".application")
+		p.wsgi = p.asgiModule()
 	}
 	if p.wsgi == "" {
 		p.wsgi = strings.Split(p.module, ".")[0] + ".wsgi"
@@ -202,7 +239,7 @@ func (p *djangoProject) chooseServer() {
 	}
 	kind := ""
 	if p.asgi {
-		kind = " and uvicorn's workers (ASGI_APPLICATION)"
+		kind = " and uvicorn's workers (ASGI)"
 	}
 	p.s.choose("server: gunicorn with 2 workers%s for %s: they fit into 256 MB with 512 MB of swap behind", kind, p.wsgi)
 }
@@ -217,7 +254,7 @@ func (p *djangoProject) completeSettings() {
 	if e := t.get("DEBUG"); e != nil && e.kind == name && e.text == "True" {
 		add("Pages with tracebacks are for a developer's own computer.", `DEBUG = os.environ.get("DEBUG") == "1"`)
 	}
-	if startproject.MatchString(t.text) {
+	if strings.HasPrefix(t.str("SECRET_KEY"), "django-insecure-") {
 		add("The one in the source is known to everybody who can read it.", `SECRET_KEY = os.environ["SECRET_KEY"]`)
 		t.note(envVar{name: "SECRET_KEY", required: true, typ: "str"})
 	}
@@ -240,7 +277,7 @@ func (p *djangoProject) completeSettings() {
 	if len(lines) == 0 {
 		return
 	}
-	if _, set := t.vars["SECURE_PROXY_SSL_HEADER"]; !set {
+	if !p.knowsHTTPS() {
 		add("TLS ends at Roost's proxy, which says so in this header.", `SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")`)
 	}
 	base, last, nested := cutLast(p.module)
@@ -355,35 +392,6 @@ func (p *djangoProject) local() string {
 	return "true"
 }
 
-// chooseHosts finds a name that the app answers to.
-func (p *djangoProject) chooseHosts() {
-	t, s := p.settings, p.s
-	host := s.o.App + "." + s.o.Domain
-	hosts, whole := t.lists("ALLOWED_HOSTS")
-	if allowed(hosts, host) {
-		s.choose("hosts: ALLOWED_HOSTS lets %s in", host)
-		return
-	}
-	if v := t.readsEnv("ALLOWED_HOSTS"); v != nil {
-		s.fly.env = append(s.fly.env, pair{v.name, host})
-		s.choose("hosts: the settings read ALLOWED_HOSTS from %s, which fly.toml sets to %s", v.name, host)
-		return
-	}
-	if !whole {
-		return
-	}
-	s.todo("ALLOWED_HOSTS does not let %s in: add it, or Django answers 400", host)
-	if len(hosts) > 0 {
-		s.fly.checkHost = strings.TrimPrefix(hosts[0], ".")
-	}
-}
-
-func allowed(hosts []string, host string) bool {
-	return slices.ContainsFunc(hosts, func(h string) bool {
-		return h == "*" || h == host || strings.HasPrefix(h, ".") && (strings.HasSuffix(host, h) || "."+host == h)
-	})
-}
-
 func (p *djangoProject) chooseCheck() {
 	found := ""
 	_ = p.s.sources("urls.py", func(file, src string) { // unreadable folders have no check
@@ -407,11 +415,16 @@ func (p *djangoProject) chooseCheck() {
 func (p *djangoProject) chooseSecrets() {
 	var names []string
 	for _, v := range p.settings.env {
-		if !v.required {
+		random := strings.HasSuffix(v.name, "SECRET_KEY")
+		if !v.required && random && v.into == "SECRET_KEY" {
+			p.s.choose("secrets: %s, in place of what the source has for it", v.name)
+			p.s.plan.Secrets = append(p.s.plan.Secrets, Secret{Name: v.name, Random: true})
+		}
+		if !v.required || slices.ContainsFunc(p.s.fly.env, func(e pair) bool { return e.name == v.name }) {
 			continue
 		}
 		names = append(names, v.name)
-		p.s.plan.Secrets = append(p.s.plan.Secrets, Secret{Name: v.name, Random: strings.HasSuffix(v.name, "SECRET_KEY")})
+		p.s.plan.Secrets = append(p.s.plan.Secrets, Secret{Name: v.name, Random: random})
 	}
 	if len(names) > 0 {
 		p.s.choose("secrets: the settings need %s; the build gets dummies, the machines the app's secrets", strings.Join(names, ", "))
@@ -433,7 +446,11 @@ func (p *djangoProject) chooseProcesses() {
 		return
 	}
 	p.s.fly.web = "web"
-	p.s.fly.processes = []pair{{"web", strings.Join(p.command(), " ")}, {"worker", "celery -A " + app + " worker --concurrency 1"}}
+	start := p.start()
+	if start[0] == "sh" {
+		start[2] = "'" + start[2] + "'"
+	}
+	p.s.fly.processes = []pair{{"web", strings.Join(start, " ")}, {"worker", "python3 -m celery -A " + app + " worker --concurrency 1"}}
 	p.s.choose("processes: web and a Celery worker (%s), from one image", app)
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -47,20 +48,30 @@ func (p *djangoProject) dockerfile() string {
 	}
 	line("")
 	line("EXPOSE %d", p.s.plan.Port)
-	migrate := "python3 manage.py migrate --noinput"
-	switch when := p.local(); when {
+	switch p.local() {
 	case "":
 	case "true":
 		line("# Each machine has an SQLite database of its own.")
-		line("CMD %s", jsonWords([]string{"sh", "-c", migrate + " && exec " + strings.Join(p.command(), " ")}))
-		return b.String()
 	default:
 		line("# Without DATABASE_URL each machine has an SQLite database of its own.")
-		line("CMD %s", jsonWords([]string{"sh", "-c", "if " + when + "; then " + migrate + "; fi && exec " + strings.Join(p.command(), " ")}))
-		return b.String()
 	}
-	line("CMD %s", jsonWords(p.command()))
+	line("CMD %s", jsonWords(p.start()))
 	return b.String()
+}
+
+// start is what a machine that serves runs: the server, and before it what
+// makes a database of its own.
+func (p *djangoProject) start() []string {
+	const migrate = "python3 manage.py migrate --noinput"
+	server := strings.Join(p.command(), " ")
+	switch when := p.local(); when {
+	case "":
+		return p.command()
+	case "true":
+		return []string{"sh", "-c", migrate + " && exec " + server}
+	default:
+		return []string{"sh", "-c", "if " + when + "; then " + migrate + "; fi && exec " + server}
+	}
 }
 
 // manageSays reports whether manage.py names the settings that are used.
@@ -80,7 +91,7 @@ func aptInstall(b *strings.Builder, packages []string) {
 }
 
 func (p *djangoProject) pipBase(b *strings.Builder) {
-	fmt.Fprintf(b, "FROM python:%s-slim\n", p.s.pythonVersion(p.dir, p.python))
+	fmt.Fprintf(b, "FROM python:%s-slim\n", p.s.pythonVersion(p.python))
 	// What pip has to compile, or needs at run time.
 	var packages []string
 	for _, r := range p.python.needs {
@@ -107,13 +118,13 @@ func (p *djangoProject) pipInstall(b *strings.Builder) {
 	if p.asgi && p.python.get("uvicorn") == nil {
 		extra += " uvicorn"
 	}
-	installPython(b, p.dir, p.python, extra)
+	installPython(b, p.python, extra)
 }
 
 // installPython installs an app's requirements; the layer stays until they change.
-func installPython(b *strings.Builder, dir string, p *python, extra string) {
+func installPython(b *strings.Builder, p *python, extra string) {
 	line := func(format string, args ...any) { fmt.Fprintf(b, format+"\n", args...) }
-	in := func(name string) string { return path.Join(dir, name) }
+	in := func(name string) string { return path.Join(p.dir, name) }
 	pip := "pip install --no-cache-dir"
 	switch p.tool {
 	case "pip":
@@ -138,10 +149,11 @@ func installPython(b *strings.Builder, dir string, p *python, extra string) {
 		line("RUN %s poetry%s && poetry config virtualenvs.create false && poetry install --only main --no-root", pip, extra)
 	case "pipenv":
 		line("COPY %s* ./", in("Pipfile"))
-		line("RUN %s pipenv%s && pipenv install --system", pip, extra)
+		deploy := ""
 		if p.locked {
-			break
+			deploy = " --deploy" // what the lock file says, or nothing
 		}
+		line("RUN %s pipenv%s && pipenv install --system%s", pip, extra, deploy)
 	case "pyproject":
 		line("COPY %s ./", in("pyproject.toml"))
 		line("RUN python -c 'import tomllib; print(*tomllib.load(open(\"pyproject.toml\", \"rb\"))[\"project\"][\"dependencies\"], sep=\"\\n\")' > /tmp/requirements.txt \\")
@@ -160,15 +172,28 @@ func installPython(b *strings.Builder, dir string, p *python, extra string) {
 }
 
 // pythonVersion is the one that the project says, or one that its Django runs on.
-func (s *scanner) pythonVersion(dir string, p *python) string {
+func (s *scanner) pythonVersion(p *python) string {
 	for _, name := range []string{".python-version", "runtime.txt"} {
-		if text, ok := s.read(path.Join(dir, name)); ok {
+		if text, ok := s.read(path.Join(p.dir, name)); ok {
 			v := strings.TrimPrefix(strings.TrimSpace(text), "python-")
 			if parts := strings.Split(v, "."); len(parts) >= 2 && strings.Trim(v, "0123456789.") == "" {
 				return parts[0] + "." + parts[1]
 			}
 		}
 	}
+	likely := likelyPython(p)
+	if satisfied(likely, p.specs) {
+		return likely
+	}
+	for minor := 14; minor > 7; minor-- {
+		if v := "3." + strconv.Itoa(minor); satisfied(v, p.specs) {
+			return v
+		}
+	}
+	return likely
+}
+
+func likelyPython(p *python) string {
 	if r := p.get("django"); r != nil {
 		switch {
 		case satisfied("5.2", r.specs) || satisfied("5.1", r.specs):

@@ -17,6 +17,7 @@ type flyConfig struct {
 	releaseWhy  string
 	signal      string
 	signalWhy   string
+	https       bool
 	env         []pair
 	processes   []pair
 	web         string // process group that serves, "" without processes
@@ -78,6 +79,9 @@ func (c *flyConfig) String() string {
 		line("  processes = [%s]", q(c.web))
 	}
 	line("  internal_port = %d", c.port)
+	if c.https {
+		line("  force_https = true")
+	}
 	line("  auto_stop_machines = \"suspend\"")
 	line("  auto_start_machines = true")
 	line("  min_machines_running = 0")

@@ -69,6 +69,7 @@ func (s *scanner) dockerfile() (bool, error) {
 				p.chooseStatics()
 			}
 			p.chooseHosts()
+			p.chooseHTTPS()
 			p.chooseCheck()
 			p.chooseSecrets()
 		}
@@ -351,12 +352,12 @@ func (s *scanner) python() (bool, error) {
 		debianBase(&b, packages)
 		s.choose("packages: Debian 12's own (%s): the build needs no PyPI", strings.Join(packages, " "))
 	} else {
-		fmt.Fprintf(&b, "FROM python:%s-slim\n", s.pythonVersion(".", p))
+		fmt.Fprintf(&b, "FROM python:%s-slim\n", s.pythonVersion(p))
 		s.choose("packages: pip, since Debian 12 does not have %s: the build needs PyPI and Docker Hub", missing)
 	}
 	fmt.Fprintf(&b, "\nENV PYTHONUNBUFFERED=1\nWORKDIR %s\n", workdir)
 	if packages == nil {
-		installPython(&b, ".", p, extra)
+		installPython(&b, p, extra)
 	}
 	fmt.Fprintf(&b, "COPY . .\n\nEXPOSE 8080\nCMD %s\n", jsonWords(command))
 	s.write("Dockerfile", b.String())

@@ -18,10 +18,12 @@ type requirement struct {
 // python is what an app says of its Python.
 type python struct {
 	source string // where the requirements stand: "requirements.txt"; "" nowhere, they are guessed from imports
+	dir    string // the folder of source: "."
 	needs  []requirement
 	files  []string // that were read, for pip
 	tool   string   // "pip", "uv", "poetry", "pyproject", "pipenv"
 	locked bool     // the lock file is there
+	specs  []string // of Python itself: ">=3.12"
 }
 
 func (p *python) get(name string) *requirement {
@@ -33,9 +35,24 @@ func (p *python) get(name string) *requirement {
 	return nil
 }
 
-// readPython finds the requirements in the folder dir.
+// readPython finds the requirements in the folder dir, or at the top.
 func (s *scanner) readPython(dir string) *python {
-	p := &python{}
+	for _, d := range []string{dir, "."} {
+		if p := s.pythonIn(d); p != nil {
+			return p
+		}
+	}
+	p := &python{dir: dir}
+	s.guessRequirements(p, dir)
+	return p
+}
+
+// ofPython finds the versions of Python that pyproject.toml or a Pipfile allow.
+var ofPython = regexp.MustCompile(`(?m)^(?:requires-python|python|python_version|python_full_version)\s*=\s*["']([^"']+)["']`)
+
+// pythonIn reads what a folder itself says, or returns nil.
+func (s *scanner) pythonIn(dir string) *python {
+	p := &python{dir: dir}
 	for _, name := range []string{"requirements.txt", "requirements/production.txt", "requirements/prod.txt", "requirements/base.txt", "requirements/requirements.txt"} {
 		if s.has(path.Join(dir, name)) {
 			p.source, p.tool = name, "pip"
@@ -45,6 +62,7 @@ func (s *scanner) readPython(dir string) *python {
 	}
 	if text, ok := s.read(path.Join(dir, "pyproject.toml")); ok {
 		p.readPyproject(text)
+		p.specs = pythonSpecs(text)
 		switch {
 		case s.has(path.Join(dir, "uv.lock")):
 			p.tool, p.locked = "uv", true
@@ -60,10 +78,22 @@ func (s *scanner) readPython(dir string) *python {
 	if text, ok := s.read(path.Join(dir, "Pipfile")); ok {
 		p.source, p.tool, p.locked = "Pipfile", "pipenv", s.has(path.Join(dir, "Pipfile.lock"))
 		p.readTable(text, "[packages]")
+		p.specs = pythonSpecs(text)
 		return p
 	}
-	s.guessRequirements(p, dir)
-	return p
+	return nil
+}
+
+func pythonSpecs(text string) []string {
+	m := ofPython.FindStringSubmatch(text)
+	if m == nil {
+		return nil
+	}
+	specs := caret(strings.ReplaceAll(m[1], " ", ""))
+	if len(specs) == 1 && strings.Trim(specs[0], "0123456789.") == "" {
+		specs[0] = "==" + strings.Join(strings.Split(specs[0], ".")[:min(2, strings.Count(specs[0], ".")+1)], ".")
+	}
+	return specs
 }
 
 func (s *scanner) readRequirements(p *python, file string, depth int) {

@@ -17,8 +17,10 @@ type settings struct {
 	envFn map[string]bool // names that environ.Env() was assigned to
 	// defaults are variables that environ.Env(NAME=(type, default)) gives one.
 	defaults map[string]bool
-	config   bool // python-decouple's config
-	text     string
+	// guarded are variables that are only read where they are known to be set.
+	guarded map[string]bool
+	config  bool // python-decouple's config
+	text    string
 }
 
 // setting is the last thing assigned to a name.
@@ -26,6 +28,7 @@ type setting struct {
 	value *expr
 	file  string
 	also  []*expr // added with +=
+	inner bool    // assigned within an if, a try or the like
 }
 
 // envVar is an environment variable that settings read.
@@ -47,7 +50,7 @@ var (
 // readSettings reads a settings module and what it takes over from its
 // neighbours. ok is false if there is no such file.
 func (s *scanner) readSettings(root, module string) (*settings, bool) {
-	set := &settings{s: s, root: root, vars: map[string]setting{}, seen: map[string]bool{}, envFn: map[string]bool{}, defaults: map[string]bool{}}
+	set := &settings{s: s, root: root, vars: map[string]setting{}, seen: map[string]bool{}, envFn: map[string]bool{}, defaults: map[string]bool{}, guarded: map[string]bool{}}
 	file := s.moduleFile(root, module)
 	if file == "" {
 		return set, false
@@ -79,6 +82,7 @@ func (t *settings) read(file string) {
 	}
 	t.text += src
 	for _, st := range statements(src) {
+		t.guard(st.text)
 		if m := fromImport.FindStringSubmatch(st.text); m != nil {
 			t.follow(file, m[1], m[2])
 			continue
@@ -92,6 +96,22 @@ func (t *settings) read(file string) {
 			text = m[2]
 		}
 		t.scan(parseExpr(text), "")
+	}
+}
+
+var (
+	isSet  = regexp.MustCompile(`["'](\w+)["']\s+in\s+(?:os\.)?environ\b`)
+	isTrue = regexp.MustCompile(`^(?:if|elif)\s.*(?:environ\.get|getenv)\(\s*["'](\w+)["']`)
+)
+
+// guard notes the variables whose presence a statement asks for: what reads
+// them then does not require them.
+func (t *settings) guard(statement string) {
+	for _, m := range isSet.FindAllStringSubmatch(statement, -1) {
+		t.guarded[m[1]] = true
+	}
+	if m := isTrue.FindStringSubmatch(statement); m != nil && !strings.Contains(statement, " not ") {
+		t.guarded[m[1]] = true
 	}
 }
 
@@ -140,7 +160,7 @@ func (t *settings) assign(file string, indent int, name, op string, value *expr)
 		old.also = append(old.also, value)
 		t.vars[name] = old
 	case indent == 0 || !known:
-		t.vars[name] = setting{value: value, file: file}
+		t.vars[name] = setting{value: value, file: file, inner: indent > 0}
 	}
 }
 
@@ -214,6 +234,7 @@ func (t *settings) envCall(e *expr) (v envVar, ok bool) {
 }
 
 func (t *settings) note(v envVar) {
+	v.required = v.required && !t.guarded[v.name]
 	for i := range t.env {
 		if t.env[i].name == v.name {
 			t.env[i].required = t.env[i].required || v.required
@@ -385,14 +406,30 @@ func joinPath(a, b string) string {
 	return a + "/" + b
 }
 
-// engines are the databases that settings name.
+// engines are the databases that settings name: the last DATABASES, where it
+// stands there for certain, else anything in the source.
 func (t *settings) engines() []string {
+	if v, ok := t.vars["DATABASES"]; ok && !v.inner && !strings.Contains(t.text, "DATABASES[") {
+		var b strings.Builder
+		v.value.walk(func(e *expr) {
+			if e.kind == text || e.kind == unknown {
+				b.WriteString(e.text + "\n")
+			}
+		})
+		if found := enginesIn(b.String()); len(found) > 0 {
+			return found
+		}
+	}
+	return enginesIn(t.text)
+}
+
+func enginesIn(src string) []string {
 	var found []string
 	for _, e := range []struct{ mark, name string }{
 		{"django.db.backends.postgresql", "postgresql"}, {"django.contrib.gis.db.backends.postgis", "postgresql"},
-		{"django.db.backends.mysql", "mysql"}, {"django.db.backends.sqlite3", "sqlite"},
+		{"django.db.backends.mysql", "mysql"}, {"django.db.backends.sqlite3", "sqlite"}, {"sqlite:///", "sqlite"},
 	} {
-		if strings.Contains(t.text, e.mark) && !slices.Contains(found, e.name) {
+		if strings.Contains(src, e.mark) && !slices.Contains(found, e.name) {
 			found = append(found, e.name)
 		}
 	}
