@@ -46,7 +46,7 @@ const (
 	// generous for a busy host.
 	patience = time.Minute
 	// checkPatience is how long the release that cannot pass its check is
-	// given: long enough for a good one on a busy host.
+	// given at first.
 	checkPatience = 15 * time.Second
 )
 
@@ -88,6 +88,9 @@ func Steps() []instance.Step[*Shop] {
 		{Name: "a secret is changed under load", Run: rotation},
 		{Name: "rollback to the first release", Run: rollback},
 		{Name: "scale to two machines, not to two in one region, and back", Run: scale},
+		{Name: "Postgres, an app of its own", Run: postgres},
+		{Name: "DATABASE_URL: migrated by the release command, written, read, kept by a deploy", Run: sharedDatabase},
+		{Name: "a wrong password: refused, Postgres heard, the old release serves", Run: wrongPassword},
 		{Name: "without swap: out of memory is said to be that", Run: outOfMemory},
 		{Name: "with the article's own swap lines: it lives", Run: articleSwap},
 	}

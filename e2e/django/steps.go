@@ -116,12 +116,19 @@ func brokenMigration(ctx context.Context, s *Shop) (string, error) {
 	return text, errors.Join(err, os.Remove(name))
 }
 
+// notListening is what a check says of an app that has not got up yet: the
+// host was too busy for it within the time that the deploy gave.
+const notListening = "(connect: connection refused)"
+
 func brokenHosts(ctx context.Context, s *Shop) (string, error) {
 	const good, bad = `ALLOWED_HOSTS = [".localhost", ".internal"]`, `ALLOWED_HOSTS = ["shop.example.com"]`
 	if err := s.edit("shop/settings.py", good, bad); err != nil {
 		return "", err
 	}
 	err := s.refused(ctx, []string{"400", "add the app's hostname to ALLOWED_HOSTS"}, "--wait-timeout="+checkPatience.String())
+	for wait := 2 * checkPatience; err != nil && strings.Contains(err.Error(), notListening) && wait <= 8*checkPatience; wait *= 2 {
+		err = s.refused(ctx, []string{"400", "add the app's hostname to ALLOWED_HOSTS"}, "--wait-timeout="+wait.String())
+	}
 	return "\"add the app's hostname to ALLOWED_HOSTS\"", errors.Join(err, s.edit("shop/settings.py", bad, good))
 }
 
