@@ -49,14 +49,15 @@ type wireError struct {
 
 // context begins an upload.
 func (s *server) context(w http.ResponseWriter, r *http.Request) {
-	app, err := root.ParseAppName(r.PathValue("app"))
+	key := r.PathValue("key")
+	err := checkKey(key)
 	if err == nil {
 		err = roomFor(s.Dir)
 	}
 	var state ContextState
 	if err == nil {
 		var id digest.Digest
-		id, state.Missing, err = s.contexts.begin(app, r.Body)
+		id, state.Missing, err = s.contexts.begin(key, r.Body)
 		state.ID = string(id)
 	}
 	if err != nil {
@@ -68,9 +69,10 @@ func (s *server) context(w http.ResponseWriter, r *http.Request) {
 
 // blobs goes on with one.
 func (s *server) blobs(w http.ResponseWriter, r *http.Request) {
-	app, err := root.ParseAppName(r.PathValue("app"))
+	key := r.PathValue("key")
+	err := checkKey(key)
 	if err == nil {
-		err = s.contexts.receive(app, digest.Digest(r.PathValue("id")), r.Body)
+		err = s.contexts.receive(key, digest.Digest(r.PathValue("id")), r.Body)
 	}
 	if err != nil {
 		refuse(w, r, err)
@@ -166,7 +168,7 @@ func (s *server) run(ctx context.Context, req Request, out *news) (root.Image, e
 	if err := roomFor(s.Dir); err != nil {
 		return root.Image{}, err
 	}
-	tree, release, err := s.contexts.open(req.App, digest.Digest(req.Context))
+	tree, release, err := s.contexts.open(req.Key, digest.Digest(req.Context))
 	if err != nil {
 		return root.Image{}, err
 	}
@@ -186,7 +188,7 @@ func (s *server) run(ctx context.Context, req Request, out *news) (root.Image, e
 	}
 	img.Digest, err = engine.Build(ctx, buildkit.Build{
 		Image: img.Ref(), Context: tree, Dockerfile: []byte(req.Dockerfile), Name: req.DockerfileName, Target: req.Target,
-		Args: req.Args, Labels: req.Labels, NoCache: req.NoCache, Secrets: secrets, Scope: req.Scope, Repositories: req.Repositories,
+		Args: req.Args, Labels: req.Labels, NoCache: req.NoCache, Secrets: secrets, Scope: req.Scope, Repositories: req.Repositories, Denied: req.Denied,
 	}, out.status)
 	return img, err
 }
@@ -204,7 +206,7 @@ func (s *server) goImage(ctx context.Context, req Request, tree *tree, name stri
 	}
 	bin, err := gobuild.Build(ctx, gobuild.Source{
 		Dir: dir, Package: req.Package, Go: s.Go,
-		Out: filepath.Join(s.Dir, "out", string(req.App)), Home: filepath.Join(s.Dir, "home"),
+		Out: filepath.Join(outDir(s.Dir), req.Key), Home: filepath.Join(s.Dir, "home"),
 	}, line)
 	if err != nil {
 		return "", err

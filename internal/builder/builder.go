@@ -67,7 +67,7 @@ func Run(ctx context.Context, runDir string) error {
 		return fmt.Errorf("builder: %w", err)
 	}
 	o := options{
-		Dir: filepath.Join(cfg.Data, "builder"), Store: cfg.StoreSocket(),
+		Dir: Dir(cfg.Data), Store: cfg.StoreSocket(),
 		Registry: cfg.RegistryName(), Idle: idleTimeout, Slots: cfg.Builds, Log: cfg.Logger(os.Stderr, "builder"),
 		BuildKit: buildkit.Options{Addresses: cfg.RegistryAddresses(), Runtime: cfg.Runtime, CgroupParent: path.Join("/", cfg.CgroupParent(), groupName), Cache: cfg.BuildCache, Memory: cfg.BuildMemory},
 	}
@@ -128,7 +128,7 @@ func serve(ctx context.Context, l net.Listener, o options) (err error) {
 	if err := errors.Join(os.MkdirAll(sources, 0o700), emptyDir(sources)); err != nil { // of builds that were cut off
 		return errors.Join(fmt.Errorf("builder: %w", err), l.Close())
 	}
-	kept, err := openContexts(filepath.Join(o.Dir, "contexts"), contextBudget)
+	kept, err := openContexts(contextsDir(o.Dir), contextBudget)
 	if err != nil {
 		return errors.Join(fmt.Errorf("builder: %w", err), l.Close())
 	}
@@ -138,8 +138,8 @@ func serve(ctx context.Context, l net.Listener, o options) (err error) {
 	}
 	defer func() { err = errors.Join(err, s.closeEngine()) }()
 	mux := http.NewServeMux()
-	mux.HandleFunc("POST /v1/apps/{app}/contexts", s.context)
-	mux.HandleFunc("PUT /v1/apps/{app}/contexts/{id}/blobs", s.blobs)
+	mux.HandleFunc("POST /v1/apps/{key}/contexts", s.context)
+	mux.HandleFunc("PUT /v1/apps/{key}/contexts/{id}/blobs", s.blobs)
 	mux.HandleFunc("POST /v1/builds", s.build)
 	srv := ipc.NewServer(ipc.RequireRoot(s.counted(mux)))
 	ctx, cancel := context.WithCancelCause(ctx)

@@ -125,6 +125,9 @@ func source(tb testing.TB, files map[string]string) string {
 	return dir
 }
 
+// key is that of a test's app.
+func key(app root.AppName) string { return string(app) + ".1" }
+
 // send uploads a directory and returns the context's name and how many files
 // went over the wire.
 func send(tb testing.TB, h *host, app root.AppName, dir string) (id string, sent int) {
@@ -138,7 +141,7 @@ func send(tb testing.TB, h *host, app root.AppName, dir string) (id string, sent
 		tb.Fatal(err)
 	}
 	c := NewClient(h.socket)
-	state, err := c.Context(tb.Context(), app, bytes.NewReader(manifest))
+	state, err := c.Context(tb.Context(), key(app), bytes.NewReader(manifest))
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -146,7 +149,7 @@ func send(tb testing.TB, h *host, app root.AppName, dir string) (id string, sent
 	if err := s.Write(&blobs, state.Missing); err != nil {
 		tb.Fatal(err)
 	}
-	if err := c.Blobs(tb.Context(), app, state.ID, &blobs); err != nil {
+	if err := c.Blobs(tb.Context(), key(app), state.ID, &blobs); err != nil {
 		tb.Fatal(err)
 	}
 	return state.ID, len(state.Missing)
@@ -176,7 +179,7 @@ func main() {
 
 func build(tb testing.TB, h *host, app root.AppName, files map[string]string, pkg string) (root.Image, []string, error) {
 	tb.Helper()
-	return run(tb, tb.Context(), h, Request{App: app, Kind: KindGo, Package: pkg}, files)
+	return run(tb, tb.Context(), h, Request{App: app, Key: key(app), Kind: KindGo, Package: pkg}, files)
 }
 
 // run builds a directory of files and returns the log's lines.
@@ -311,13 +314,13 @@ func TestBuildRefuses(t *testing.T) {
 		t.Errorf("images after failures: %v, %v", list, err)
 	}
 	t.Run("kind", func(t *testing.T) {
-		_, _, err := run(t, t.Context(), h, Request{App: "a", Kind: "docker"}, nil)
+		_, _, err := run(t, t.Context(), h, Request{App: "a", Key: key("a"), Kind: "docker"}, nil)
 		if !root.IsKind(err, root.Invalid) || !strings.Contains(root.MessageOf(err), "docker") {
 			t.Errorf("got %v, want Invalid", err)
 		}
 	})
 	t.Run("context not sent", func(t *testing.T) {
-		_, err := NewClient(h.socket).Build(t.Context(), Request{App: "a", Kind: KindGo, Context: string(digest.FromString("x"))}, nil)
+		_, err := NewClient(h.socket).Build(t.Context(), Request{App: "a", Key: key("a"), Kind: KindGo, Context: string(digest.FromString("x"))}, nil)
 		if !root.IsKind(err, root.NotFound) {
 			t.Errorf("got %v, want NotFound", err)
 		}
@@ -362,7 +365,7 @@ func TestCancelAndQueue(t *testing.T) {
 	defer cancel()
 	firstErr := make(chan error, 1)
 	go func() {
-		_, err := NewClient(h.socket).Build(first, Request{App: "a", Kind: KindGo, Context: id}, nil)
+		_, err := NewClient(h.socket).Build(first, Request{App: "a", Key: key("a"), Kind: KindGo, Context: id}, nil)
 		firstErr <- err
 	}()
 	eventually(t, "the build to run", func() bool {
@@ -374,7 +377,7 @@ func TestCancelAndQueue(t *testing.T) {
 	second, leave := context.WithCancel(t.Context())
 	defer leave()
 	var told string
-	_, err := NewClient(h.socket).Build(second, Request{App: "a", Kind: KindGo, Context: id}, func(n News) { told = n.Log; leave() })
+	_, err := NewClient(h.socket).Build(second, Request{App: "a", Key: key("a"), Kind: KindGo, Context: id}, func(n News) { told = n.Log; leave() })
 	if !errors.Is(err, context.Canceled) || !strings.Contains(told, "waiting for 1 other build") {
 		t.Errorf("second build: got %v, told %q", err, told)
 	}
@@ -404,7 +407,7 @@ func TestIdle(t *testing.T) {
 	done := make(chan error, 1)
 	id, _ := send(t, h, "a", source(t, files))
 	go func() {
-		_, err := NewClient(h.socket).Build(ctx, Request{App: "a", Kind: KindGo, Context: id}, nil)
+		_, err := NewClient(h.socket).Build(ctx, Request{App: "a", Key: key("a"), Kind: KindGo, Context: id}, nil)
 		done <- err
 	}()
 	eventually(t, "the build to run", func() bool { _, err := os.Stat(pids); return err == nil })
@@ -469,7 +472,7 @@ func TestNobodyListens(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeoutCause(t.Context(), 100*time.Millisecond, errors.New("had enough"))
 	defer cancel()
-	_, err := NewClient(filepath.Join(t.TempDir(), "none.sock")).Build(ctx, Request{App: "a", Kind: KindGo}, nil)
+	_, err := NewClient(filepath.Join(t.TempDir(), "none.sock")).Build(ctx, Request{App: "a", Key: key("a"), Kind: KindGo}, nil)
 	if err == nil || !strings.Contains(err.Error(), "had enough") {
 		t.Errorf("got %v, want the cause", err)
 	}

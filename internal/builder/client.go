@@ -27,6 +27,7 @@ const (
 // Request is one build of a context that was sent before.
 type Request struct {
 	App     root.AppName `json:"app"`
+	Key     string       `json:"key"` // of what is kept for the app: contexts, and Go's results
 	Kind    string       `json:"kind"`
 	Context string       `json:"context"` // ContextState.ID
 
@@ -41,6 +42,8 @@ type Request struct {
 	Scope string `json:"scope,omitempty"`
 	// Repositories of our own registry that it may build on; nil: all.
 	Repositories []string `json:"repositories,omitempty"`
+	// Denied are foreign repositories that it may not build on.
+	Denied []string `json:"denied,omitempty"`
 
 	Package string `json:"package,omitempty"` // of a Go build: directory of the main package inside the context; default "."
 }
@@ -52,6 +55,9 @@ func (r Request) LogValue() slog.Value {
 
 func (r *Request) check() error {
 	if _, err := root.ParseAppName(string(r.App)); err != nil {
+		return err
+	}
+	if err := checkKey(r.Key); err != nil {
 		return err
 	}
 	switch r.Kind {
@@ -89,10 +95,11 @@ func NewClient(socket string) *Client {
 }
 
 // Context hands over the list of a context's files, a buildcontext.Manifest in
-// JSON, and returns which of them the builder lacks.
-func (c *Client) Context(ctx context.Context, app root.AppName, manifest io.Reader) (ContextState, error) {
+// JSON, and returns which of them the builder lacks. They are kept under key,
+// see Request.
+func (c *Client) Context(ctx context.Context, key string, manifest io.Reader) (ContextState, error) {
 	var state ContextState
-	resp, err := c.send(ctx, http.MethodPost, "/v1/apps/"+url.PathEscape(string(app))+"/contexts", manifest)
+	resp, err := c.send(ctx, http.MethodPost, "/v1/apps/"+url.PathEscape(key)+"/contexts", manifest)
 	if err != nil {
 		return state, err
 	}
@@ -104,8 +111,8 @@ func (c *Client) Context(ctx context.Context, app root.AppName, manifest io.Read
 }
 
 // Blobs hands over files that were missing, as buildcontext.Write sends them.
-func (c *Client) Blobs(ctx context.Context, app root.AppName, id string, blobs io.Reader) error {
-	resp, err := c.send(ctx, http.MethodPut, "/v1/apps/"+url.PathEscape(string(app))+"/contexts/"+url.PathEscape(id)+"/blobs", blobs)
+func (c *Client) Blobs(ctx context.Context, key, id string, blobs io.Reader) error {
+	resp, err := c.send(ctx, http.MethodPut, "/v1/apps/"+url.PathEscape(key)+"/contexts/"+url.PathEscape(id)+"/blobs", blobs)
 	if err != nil {
 		return err
 	}

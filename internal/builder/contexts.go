@@ -27,18 +27,53 @@ const (
 	contextBudget = 2 * root.GiB
 	// keepManifest is how long a manifest waits for its build.
 	keepManifest = 24 * time.Hour
-	// bootMark is no app's name.
+	// bootMark is no key.
 	bootMark = ".boot"
 	// freshUse is how exactly the time of a file's last use is known.
 	freshUse = time.Hour
 )
 
+// maxKey is the longest key.
+const maxKey = 128
+
+// checkKey refuses what cannot be a directory of its own.
+func checkKey(key string) error {
+	valid := key != "" && len(key) <= maxKey && key[0] != '.'
+	for _, c := range []byte(key) {
+		valid = valid && (c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '-' || c == '.')
+	}
+	if !valid {
+		return root.Errorf(root.Invalid, "%q is not the key of an app's files", clip(key))
+	}
+	return nil
+}
+
+// Dir is where a builder keeps things below the data directory.
+func Dir(data string) string { return filepath.Join(data, "builder") }
+
+// Forget removes what a builder in dir keeps under a key: contexts, and what
+// Go programs were made of. A build that uses it fails.
+func Forget(dir, key string) error {
+	if err := checkKey(key); err != nil {
+		return err
+	}
+	err := errors.Join(os.RemoveAll(filepath.Join(contextsDir(dir), key)), os.RemoveAll(filepath.Join(outDir(dir), key)))
+	if err != nil {
+		return fmt.Errorf("forget files of builds: %w", err)
+	}
+	return nil
+}
+
+func contextsDir(dir string) string { return filepath.Join(dir, "contexts") }
+func outDir(dir string) string      { return filepath.Join(dir, "out") }
+
 // contexts keeps the files of uploaded build contexts by digest, for each app
-// its own: who knows a digest must not get another's file.
+// its own: who knows a digest must not get another's file. The key of an app
+// is not its name, which somebody else may have tomorrow.
 //
-//	<dir>/.boot                    the boot in which all this was written; no app has such a name
-//	<dir>/<app>/manifests/<hex>    JSON
-//	<dir>/<app>/blobs/<hex>        mode 0600; the time of change is that of the last use
+//	<dir>/.boot                    the boot in which all this was written; no key begins so
+//	<dir>/<key>/manifests/<hex>    JSON
+//	<dir>/<key>/blobs/<hex>        mode 0600; the time of change is that of the last use
 //
 // Nothing is synced: what an earlier boot left is thrown away.
 type contexts struct {
@@ -65,16 +100,16 @@ func openContexts(dir string, budget root.Bytes) (*contexts, error) {
 	return &contexts{dir: dir, budget: budget}, nil
 }
 
-func (c *contexts) blob(app root.AppName, d digest.Digest) string {
-	return filepath.Join(c.dir, string(app), "blobs", d.Encoded())
+func (c *contexts) blob(key string, d digest.Digest) string {
+	return filepath.Join(c.dir, key, "blobs", d.Encoded())
 }
 
-func (c *contexts) manifest(app root.AppName, id digest.Digest) string {
-	return filepath.Join(c.dir, string(app), "manifests", id.Encoded())
+func (c *contexts) manifest(key string, id digest.Digest) string {
+	return filepath.Join(c.dir, key, "manifests", id.Encoded())
 }
 
 // begin keeps the manifest and says which files are missing.
-func (c *contexts) begin(app root.AppName, r io.Reader) (id digest.Digest, missing []digest.Digest, err error) {
+func (c *contexts) begin(key string, r io.Reader) (id digest.Digest, missing []digest.Digest, err error) {
 	data, err := io.ReadAll(io.LimitReader(r, buildcontext.MaxManifest+1))
 	if err != nil {
 		return "", nil, fmt.Errorf("build context: %w", err)
@@ -91,13 +126,13 @@ func (c *contexts) begin(app root.AppName, r io.Reader) (id digest.Digest, missi
 	}
 	c.mu.RLock()
 	defer c.mu.RUnlock()
-	missing, err = c.missing(app, m)
+	missing, err = c.missing(key, m)
 	if err != nil {
 		return "", nil, err
 	}
 	id = m.ID()
-	file := c.manifest(app, id)
-	for _, dir := range []string{filepath.Dir(file), filepath.Join(c.dir, string(app), "blobs")} {
+	file := c.manifest(key, id)
+	for _, dir := range []string{filepath.Dir(file), filepath.Join(c.dir, key, "blobs")} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return "", nil, fmt.Errorf("build context: %w", err)
 		}
@@ -112,7 +147,7 @@ func (c *contexts) begin(app root.AppName, r io.Reader) (id digest.Digest, missi
 }
 
 // missing lists the blobs that are not here, sorted; those that are count as used.
-func (c *contexts) missing(app root.AppName, m buildcontext.Manifest) ([]digest.Digest, error) {
+func (c *contexts) missing(key string, m buildcontext.Manifest) ([]digest.Digest, error) {
 	blobs, err := m.Blobs()
 	if err != nil {
 		return nil, err
@@ -120,7 +155,7 @@ func (c *contexts) missing(app root.AppName, m buildcontext.Manifest) ([]digest.
 	var missing []digest.Digest
 	now := time.Now()
 	for d, size := range blobs {
-		name := c.blob(app, d)
+		name := c.blob(key, d)
 		st, err := os.Stat(name)
 		if err != nil || st.Size() != size {
 			missing = append(missing, d)
@@ -136,8 +171,8 @@ func (c *contexts) missing(app root.AppName, m buildcontext.Manifest) ([]digest.
 
 // receive keeps the blobs of a stream. What arrived whole stays, also when the
 // stream breaks.
-func (c *contexts) receive(app root.AppName, id digest.Digest, r io.Reader) error {
-	m, err := c.load(app, id)
+func (c *contexts) receive(key string, id digest.Digest, r io.Reader) error {
+	m, err := c.load(key, id)
 	if err != nil {
 		return err
 	}
@@ -155,7 +190,7 @@ func (c *contexts) receive(app root.AppName, id digest.Digest, r io.Reader) erro
 		if !ok || want != size {
 			return root.Errorf(root.Invalid, "%s is not a file of the build context", d)
 		}
-		return c.put(c.blob(app, d), d, size, body)
+		return c.put(c.blob(key, d), d, size, body)
 	})
 }
 
@@ -184,12 +219,12 @@ func (c *contexts) put(name string, d digest.Digest, size int64, body io.Reader)
 }
 
 // load returns a manifest that begin kept.
-func (c *contexts) load(app root.AppName, id digest.Digest) (buildcontext.Manifest, error) {
+func (c *contexts) load(key string, id digest.Digest) (buildcontext.Manifest, error) {
 	var m buildcontext.Manifest
 	if err := id.Validate(); err != nil {
 		return m, root.Errorf(root.Invalid, "%q is not the name of a build context", clip(string(id)))
 	}
-	data, err := os.ReadFile(c.manifest(app, id))
+	data, err := os.ReadFile(c.manifest(key, id))
 	if errors.Is(err, fs.ErrNotExist) {
 		return m, root.Errorf(root.NotFound, "the build context is not here any more: send it again")
 	}
@@ -204,25 +239,25 @@ func (c *contexts) load(app root.AppName, id digest.Digest) (buildcontext.Manife
 
 // open returns a context that is whole; release must be called when the build
 // has ended: until then nothing of it is collected.
-func (c *contexts) open(app root.AppName, id digest.Digest) (_ *tree, release func(), err error) {
+func (c *contexts) open(key string, id digest.Digest) (_ *tree, release func(), err error) {
 	c.mu.RLock()
 	defer func() {
 		if err != nil {
 			c.mu.RUnlock()
 		}
 	}()
-	m, err := c.load(app, id)
+	m, err := c.load(key, id)
 	if err != nil {
 		return nil, nil, err
 	}
-	missing, err := c.missing(app, m)
+	missing, err := c.missing(key, m)
 	if err != nil {
 		return nil, nil, err
 	}
 	if len(missing) > 0 {
 		return nil, nil, root.Errorf(root.Precondition, "%d files of the build context have not been sent", len(missing))
 	}
-	t := &tree{c: c, app: app, m: m, blobs: make(map[string]digest.Digest, len(m.Entries))}
+	t := &tree{c: c, key: key, m: m, blobs: make(map[string]digest.Digest, len(m.Entries))}
 	for _, e := range m.Entries {
 		if e.Digest != "" {
 			t.blobs[e.Path] = e.Digest
@@ -293,7 +328,7 @@ func replaceFile(name string, data []byte) error {
 // tree is a context as builds see it.
 type tree struct {
 	c     *contexts
-	app   root.AppName
+	key   string
 	m     buildcontext.Manifest
 	blobs map[string]digest.Digest // by path
 }
@@ -321,7 +356,7 @@ func (t *tree) Open(name string) (io.ReadCloser, error) {
 	if !ok {
 		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
 	}
-	return os.Open(t.c.blob(t.app, d))
+	return os.Open(t.c.blob(t.key, d))
 }
 
 // write makes the context a directory. Nothing in it points out of it.

@@ -52,8 +52,44 @@ func TestContextOfAnyApp(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := c.begin(app, bytes.NewReader(manifest)); err != nil {
+		if _, _, err := c.begin(key(app), bytes.NewReader(manifest)); err != nil {
 			t.Errorf("app %s: %v", app, err)
+		}
+	}
+}
+
+// An app that has the name of one that is gone has nothing of it, and what the
+// old one had goes.
+func TestContextForget(t *testing.T) {
+	t.Parallel()
+	data := t.TempDir()
+	c, err := openContexts(contextsDir(Dir(data)), contextBudget)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, manifest := scan(t, source(t, map[string]string{"secret": "s3cr3t"}))
+	id, missing, err := c.begin("shop.1", bytes.NewReader(manifest))
+	if err != nil || len(missing) != 1 {
+		t.Fatalf("got %v missing, %v", missing, err)
+	}
+	if err := c.receive("shop.1", id, bytes.NewReader(stream(t, s, missing...))); err != nil {
+		t.Fatal(err)
+	}
+	if _, missing, err := c.begin("shop.2", bytes.NewReader(manifest)); err != nil || len(missing) != 1 {
+		t.Errorf("another app of that name: got %v missing, %v, want the file to be sent", missing, err)
+	}
+	if err := Forget(Dir(data), "shop.1"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(contextsDir(Dir(data)), "shop.1")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("what was forgotten: got %v", err)
+	}
+	if _, missing, err := c.begin("shop.1", bytes.NewReader(manifest)); err != nil || len(missing) != 1 {
+		t.Errorf("after Forget: got %v missing, %v, want the file to be sent", missing, err)
+	}
+	for _, bad := range []string{"", ".", "..", ".boot", "a/b", "../x"} {
+		if err := Forget(Dir(data), bad); !root.IsKind(err, root.Invalid) {
+			t.Errorf("%q: got %v, want Invalid", bad, err)
 		}
 	}
 }

@@ -87,7 +87,7 @@ func inside(t *testing.T, h *host, img root.Image, args ...string) string {
 // docker builds a Dockerfile and returns what steps printed.
 func docker(tb testing.TB, h *host, r Request, files map[string]string) (img root.Image, output string, err error) {
 	tb.Helper()
-	r.App, r.Kind, r.Scope = "shop", KindDockerfile, "personal"
+	r.App, r.Key, r.Kind, r.Scope = "shop", key("shop"), KindDockerfile, "personal"
 	r.Context, _ = send(tb, h, r.App, source(tb, files))
 	var out strings.Builder
 	img, err = NewClient(h.socket).Build(tb.Context(), r, func(n News) { out.WriteString(printed(tb, n)) })
@@ -274,6 +274,7 @@ func TestDockerfileRefuses(t *testing.T) {
 		{"privileges", Request{Dockerfile: "FROM shell:1\nRUN --security=insecure id\n"}, root.Invalid, []string{"insecure"}, ""},
 		{"the host's network", Request{Dockerfile: "FROM shell:1\nRUN --network=host id\n"}, root.Invalid, []string{"network.host"}, ""},
 		{"somebody else's image", Request{Dockerfile: "FROM registry.roost.test/other:1\n", Repositories: []string{"shop"}}, root.Forbidden, []string{"registry.roost.test/other:1", "another organisation"}, "policy"},
+		{"what came by somebody else's credentials", Request{Dockerfile: "FROM shell:1\n", Repositories: []string{"shop"}, Denied: []string{"docker.io/library/shell"}}, root.Forbidden, []string{"docker.io/library/shell:1"}, "policy"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			_, _, err := docker(t, h, tc.r, nil)
@@ -351,7 +352,7 @@ func TestDockerfileScopes(t *testing.T) {
 	t.Parallel()
 	h := start(t, nil)
 	withShell(t, h)
-	r := Request{App: "shop", Kind: KindDockerfile, Dockerfile: "FROM shell:1\nRUN --mount=type=cache,target=/c cat /c/who; echo mi\"\"ne > /c/who; echo r\"\"an\n"}
+	r := Request{App: "shop", Key: key("shop"), Kind: KindDockerfile, Dockerfile: "FROM shell:1\nRUN --mount=type=cache,target=/c cat /c/who; echo mi\"\"ne > /c/who; echo r\"\"an\n"}
 	r.Context, _ = send(t, h, "shop", source(t, nil))
 	for i, scope := range []string{"a", "b", "a"} {
 		r.Scope = scope
@@ -375,7 +376,7 @@ func TestDockerfileCancel(t *testing.T) {
 	defer cancel(nil)
 	enough := errors.New("enough")
 	mark := fmt.Sprint(100000 + os.Getpid())
-	r := Request{App: "shop", Kind: KindDockerfile, Dockerfile: "FROM shell:1\nRUN echo begun; sleep " + mark + "\n"}
+	r := Request{App: "shop", Key: key("shop"), Kind: KindDockerfile, Dockerfile: "FROM shell:1\nRUN echo begun; sleep " + mark + "\n"}
 	r.Context, _ = send(t, h, "shop", source(t, nil))
 	_, err := NewClient(h.socket).Build(ctx, r, func(n News) {
 		if strings.Contains(printed(t, n), "begun") {

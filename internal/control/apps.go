@@ -196,6 +196,9 @@ func (s *Apps) List(ctx context.Context, a auth.Actor, org string) ([]AppStatus,
 
 // Delete removes an app. With machines it is refused (Precondition) unless
 // forced; then they are destroyed first. Its network's name and id stay.
+// Of what was kept under its name nothing does: images, build contexts,
+// secrets, releases, hostnames with their certificates; its tokens are revoked.
+// Its log ages; no later app of that name reads it.
 func (s *Apps) Delete(ctx context.Context, a auth.Actor, name root.AppName, force bool) error {
 	app, err := s.app(a, auth.AppDelete, name)
 	if err != nil {
@@ -232,6 +235,9 @@ func (s *Apps) delete(ctx context.Context, app root.App) error {
 		if err := s.Images.Protect(ctx, protectOwner(app.Name)); err != nil { // of its releases
 			return err
 		}
+		if err := s.dropTraces(ctx, &app); err != nil {
+			return err
+		}
 		rev, err = s.Store.DeleteApp(ctx, app.Name)
 		if err == nil {
 			return s.read(ctx, rev)
@@ -248,6 +254,33 @@ func (s *Apps) delete(ctx context.Context, app root.App) error {
 			return err
 		}
 	}
+}
+
+// dropTraces removes what is kept under the app's name: the next app that has
+// it may be somebody else's.
+func (s *Apps) dropTraces(ctx context.Context, app *root.App) error {
+	if err := s.Images.DropRepository(ctx, string(app.Name)); err != nil {
+		return err
+	}
+	if s.Builder != nil {
+		if err := s.Builder.Forget(ctx, buildKey(app)); err != nil {
+			return err
+		}
+	}
+	all, err := s.Store.Tokens(ctx)
+	if err != nil {
+		return err
+	}
+	for _, t := range all {
+		if t.App != app.Name || !t.RevokedAt.IsZero() {
+			continue
+		}
+		t.RevokedAt = s.Now().UTC()
+		if _, err := s.Store.PutToken(ctx, t); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // destroyAll destroys every machine of an app.

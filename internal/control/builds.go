@@ -34,6 +34,8 @@ type BuildRequest struct {
 	// What follows is filled in here.
 	Org          root.OrgSlug // caches are shared within it
 	Repositories []string     // of our own registry that it may build on; nil: all
+	Denied       []string     // foreign repositories that it may not build on
+	Key          string       // of what the builder keeps for the app
 }
 
 // BuildNews is a line of a build's log, or BuildKit's status in JSON.
@@ -44,26 +46,34 @@ type BuildNews struct {
 
 // Builder makes images.
 type Builder interface {
-	Context(ctx context.Context, app root.AppName, manifest io.Reader) (ContextState, error)
-	Blobs(ctx context.Context, app root.AppName, id string, r io.Reader) error
+	Context(ctx context.Context, key string, manifest io.Reader) (ContextState, error)
+	Blobs(ctx context.Context, key, id string, r io.Reader) error
 	Build(ctx context.Context, r BuildRequest, news func(BuildNews)) (root.Image, error)
+	// Forget removes what is kept under a key.
+	Forget(ctx context.Context, key string) error
 }
+
+// buildKey names what the builder keeps for an app. An app that has the name
+// of one that is gone has another id, and so nothing of it.
+func buildKey(app *root.App) string { return string(app.Name) + "." + app.ID }
 
 // BuildContext begins the upload of a directory for a build of an app: the
 // list of its files. The answer says which of them are to be sent.
 func (s *Images) BuildContext(ctx context.Context, a auth.Actor, app root.AppName, manifest io.Reader) (ContextState, error) {
-	if _, err := s.d.app(a, auth.ImageBuild, app); err != nil {
+	found, err := s.d.app(a, auth.ImageBuild, app)
+	if err != nil {
 		return ContextState{}, err
 	}
-	return s.d.Builder.Context(ctx, app, manifest)
+	return s.d.Builder.Context(ctx, buildKey(found), manifest)
 }
 
 // BuildFiles goes on with the upload. What arrived whole stays when it breaks.
 func (s *Images) BuildFiles(ctx context.Context, a auth.Actor, app root.AppName, id string, r io.Reader) error {
-	if _, err := s.d.app(a, auth.ImageBuild, app); err != nil {
+	found, err := s.d.app(a, auth.ImageBuild, app)
+	if err != nil {
 		return err
 	}
-	return s.d.Builder.Blobs(ctx, app, id, r)
+	return s.d.Builder.Blobs(ctx, buildKey(found), id, r)
 }
 
 // Build makes an image for an app. When ctx ends the build is cancelled.
@@ -81,8 +91,9 @@ func (s *Images) Build(ctx context.Context, a auth.Actor, r BuildRequest, news f
 	if err != nil {
 		return root.Image{}, err
 	}
-	r.Org = app.Org
+	r.Org, r.Key = app.Org, buildKey(app)
 	if !a.Root {
+		r.Denied = s.d.Images.PrivateRepositories(string(app.Org))
 		r.Repositories = []string{}
 		for other := range s.d.Catalog.Snapshot().Apps() {
 			if other.Org == app.Org {

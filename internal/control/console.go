@@ -50,7 +50,7 @@ func (s *Consoles) Open(ctx context.Context, a auth.Actor, app root.AppName, o C
 	if err := a.Allow(auth.MachineExec, found.Org, found.Name, ""); err != nil {
 		return nil, nil, nil, err
 	}
-	c, pinned, release, err := s.template(ctx, found, o)
+	c, pinned, release, err := s.template(ctx, a, found, o)
 	if err != nil {
 		return nil, nil, nil, err
 	}
@@ -77,7 +77,7 @@ func (s *Consoles) remove(ctx context.Context, id root.MachineID) error {
 }
 
 // template is what a console runs: a machine of the app that does nothing.
-func (s *Consoles) template(ctx context.Context, app *root.App, o Console) (root.Config, *Pinned, *root.Release, error) {
+func (s *Consoles) template(ctx context.Context, a auth.Actor, app *root.App, o Console) (root.Config, *Pinned, *root.Release, error) {
 	var base root.Config
 	var release *root.Release
 	pinned := &Pinned{Secrets: app.Secrets}
@@ -131,6 +131,9 @@ func (s *Consoles) template(ctx context.Context, app *root.App, o Console) (root
 		c.Guest.Memory = o.Memory
 	}
 	if o.Image != "" {
+		if err := s.mayUse(ctx, a, app.Org, o.Image); err != nil {
+			return c, nil, nil, err
+		}
 		img, err := s.Images.Resolve(ctx, o.Image)
 		if err != nil {
 			return c, nil, nil, fmt.Errorf("resolve image: %w", err)

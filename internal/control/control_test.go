@@ -162,6 +162,18 @@ func (library) Load(_ context.Context, r io.Reader, as string, allow func(string
 	return nil, allow(as)
 }
 
+// Owners gives all that is called private to acme.
+func (library) Owners(_ context.Context, ref string) ([]string, error) {
+	if strings.Contains(ref, "private") {
+		return []string{"acme", string(root.DefaultOrg)}, nil
+	}
+	return nil, nil
+}
+
+func (library) PrivateRepositories(string) []string { return []string{"docker.io/acme/private"} }
+
+func (library) DropRepository(context.Context, string) error { return nil }
+
 func (library) Protect(context.Context, string, ...root.Digest) error { return nil }
 
 func (library) Remove(context.Context, string) error { return nil }

@@ -55,7 +55,7 @@ func (s *Machines) Create(ctx context.Context, a auth.Actor, app root.AppName, c
 			}
 		}
 	}
-	if err := s.mayUseAll(a, found.Org, c.Config); err != nil {
+	if err := s.mayUseAll(ctx, a, found.Org, c.Config); err != nil {
 		return nil, err
 	}
 	img, err := s.image(ctx, c.Config.Image, c.Release)

@@ -32,7 +32,11 @@ type PullProgress struct {
 }
 
 // RegistryLogin is who pulls an image, for one pull.
-type RegistryLogin struct{ User, Password string }
+type RegistryLogin struct {
+	User, Password string
+	Org            root.OrgSlug // whose credentials these are; filled in here, "" is the host's
+	Host           bool         // by root, who may connect wherever the host can; filled in here
+}
 
 // LogValue keeps the password out of logs.
 func (l RegistryLogin) LogValue() slog.Value { return slog.StringValue(l.User) }
@@ -48,6 +52,13 @@ type ImageStore interface {
 	// Own is the repository of our own registry that a reference names, an
 	// app's name; "" if it names something else.
 	Own(ref string) (repository string, err error)
+	// Owners are the organisations that alone may use what a reference names:
+	// it came by credentials of theirs. None: everybody.
+	Owners(ctx context.Context, ref string) ([]string, error)
+	// PrivateRepositories lists those of which org may use nothing for that.
+	PrivateRepositories(org string) []string
+	// DropRepository forgets all that is in a repository of our own registry.
+	DropRepository(ctx context.Context, path string) error
 	Remove(ctx context.Context, ref string) error
 	// Protect makes digests the images that owner must not lose, in place of
 	// those before; none releases it.
@@ -64,32 +75,69 @@ func (s *Images) List(ctx context.Context, a auth.Actor) ([]ImageInfo, error) {
 	if err != nil || a.Root {
 		return list, err
 	}
-	return slices.DeleteFunc(list, func(i ImageInfo) bool { return s.d.mayUse(a, a.Org, i.Ref()) != nil }), nil
+	out := list[:0]
+	for _, i := range list {
+		err := s.d.mayUse(ctx, a, a.Org, i.Ref())
+		if err == nil {
+			out = append(out, i)
+		} else if !root.IsKind(err, root.Forbidden) {
+			return nil, err
+		}
+	}
+	return out, nil
 }
 
-// mayUse refuses an image that is in our own registry and belongs to an app of
-// an organisation other than org.
-func (d *Deps) mayUse(a auth.Actor, org root.OrgSlug, ref string) error {
+// bareDigest begins a reference that names nothing but content.
+const bareDigest = "sha256:"
+
+// mayUse refuses an image that an app of org has no right to: one of our own
+// registry that belongs to an app of another organisation, one that came by
+// another's credentials, and whatever is named by its digest alone, for that
+// does not say whose it is. What a digest after a name leads to is up to the
+// image store: only what came by that name. See decision 38.
+func (d *Deps) mayUse(ctx context.Context, a auth.Actor, org root.OrgSlug, ref string) error {
+	if a.Root {
+		return nil
+	}
+	if strings.HasPrefix(ref, bareDigest) {
+		return root.Errorf(root.Forbidden, "image %s: a digest alone does not say whose image it is: write repository@digest", ref)
+	}
 	repository, err := d.Images.Own(ref)
-	if err != nil || repository == "" || a.Root {
+	if err != nil {
 		return err
 	}
-	if app := d.Catalog.Snapshot().App(root.AppName(repository)); app != nil && app.Org != org {
-		return root.Errorf(root.Forbidden, "image %s belongs to another organisation", ref)
+	if repository != "" {
+		if app := d.Catalog.Snapshot().App(root.AppName(repository)); app != nil && app.Org != org {
+			return root.Errorf(root.Forbidden, "image %s belongs to another organisation", ref)
+		}
+		return nil
+	}
+	owners, err := d.Images.Owners(ctx, ref)
+	if err != nil {
+		return err
+	}
+	if len(owners) > 0 && !slices.Contains(owners, string(org)) {
+		return root.Errorf(root.Forbidden, "image %s was pulled with another organisation's credentials: pull it with yours first, `roost image pull`", ref)
 	}
 	return nil
 }
 
+// Allowed is mayUse for a machine of org that starts: since it was made its
+// image's name may have become another's.
+func (s *Images) Allowed(ctx context.Context, org root.OrgSlug, ref string) error {
+	return s.d.mayUse(ctx, auth.Actor{Org: org}, org, ref)
+}
+
 // mayUseAll is mayUse for all that a config names.
-func (d *Deps) mayUseAll(a auth.Actor, org root.OrgSlug, c root.Config) error {
-	if err := d.mayUse(a, org, c.Image); err != nil {
+func (d *Deps) mayUseAll(ctx context.Context, a auth.Actor, org root.OrgSlug, c root.Config) error {
+	if err := d.mayUse(ctx, a, org, c.Image); err != nil {
 		return err
 	}
 	for _, f := range c.Files {
 		if f.ImageConfig == "" {
 			continue
 		}
-		if err := d.mayUse(a, org, f.ImageConfig); err != nil {
+		if err := d.mayUse(ctx, a, org, f.ImageConfig); err != nil {
 			return err
 		}
 	}
@@ -131,6 +179,9 @@ func (s *Images) Pull(ctx context.Context, a auth.Actor, ref string, login Regis
 	if err := a.Allow(auth.ImagePull, "", a.App, ""); err != nil {
 		return root.Image{}, err
 	}
+	if login.Org, login.Host = a.Org, a.Root; a.Root {
+		login.Org = "" // for everybody on the host
+	}
 	return s.d.Images.Pull(ctx, ref, login, progress)
 }
 
@@ -147,11 +198,13 @@ func (s *Images) Remove(ctx context.Context, a auth.Actor, ref string) error {
 	if err := a.Allow(auth.ImageRemove, "", "", ""); err != nil {
 		return err
 	}
-	if !a.Root && strings.HasPrefix(ref, "sha256:") { // under whose name?
-		return root.Errorf(root.Forbidden, "only root on the host may remove an image by its digest alone: name it")
-	}
-	if err := s.d.mayUse(a, a.Org, ref); err != nil {
+	if err := s.d.mayUse(ctx, a, a.Org, ref); err != nil {
 		return err
+	}
+	if repository, err := s.d.Images.Own(ref); err != nil {
+		return err
+	} else if !a.Root && repository == "" && s.d.others(a.Org) {
+		return root.Errorf(root.Forbidden, "only root on the host may remove image %s: others may be using it", ref)
 	}
 	return s.d.Images.Remove(ctx, ref)
 }

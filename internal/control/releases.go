@@ -136,7 +136,7 @@ func (s *Releases) prepare(ctx context.Context, a auth.Actor, app root.AppName, 
 		}
 		r.Image = now.Image
 	} else {
-		if err := s.mayUse(a, found.Org, n.Image); err != nil {
+		if err := s.mayUse(ctx, a, found.Org, n.Image); err != nil {
 			return nil, err
 		}
 		if r.Image, err = s.Images.Resolve(ctx, n.Image); err != nil {
@@ -149,7 +149,7 @@ func (s *Releases) prepare(ctx context.Context, a auth.Actor, app root.AppName, 
 		if err := c.Validate(); err != nil {
 			return nil, &root.Error{Kind: root.KindOf(err), Code: root.CodeOf(err), Message: "process group " + r.Groups[i].Name + ": " + root.MessageOf(err), Err: err}
 		}
-		if err := s.mayUseAll(a, found.Org, c); err != nil {
+		if err := s.mayUseAll(ctx, a, found.Org, c); err != nil {
 			return nil, err
 		}
 		r.Groups[i].Config = c
@@ -171,7 +171,7 @@ func (s *Releases) pinChecks(ctx context.Context, a auth.Actor, org root.OrgSlug
 		if k.Ref == "" {
 			continue
 		}
-		if err := s.mayUse(a, org, k.Ref); err != nil {
+		if err := s.mayUse(ctx, a, org, k.Ref); err != nil {
 			return nil, err
 		}
 		var err error
@@ -407,7 +407,7 @@ func (s *Releases) Redeploy(ctx context.Context, a auth.Actor, app root.AppName,
 	}
 	r := *now
 	r.ID, r.Version, r.Reason, r.Description, r.Author, r.CreatedAt = root.ReleaseID(ulid.Make().String()), 0, reason, description, a.Name, s.Now().UTC()
-	r.Progress, r.Secrets = root.Progress{Status: root.ReleasePending}, fresh.Secrets
+	r.Progress, r.Secrets, r.Repeats = root.Progress{Status: root.ReleasePending}, fresh.Secrets, 0
 	d := &r.Deploy
 	d.ReleaseCommand, d.SeedCommand, d.Ran, d.Restart, d.Detach, d.UpdateOnly, d.Unchecked = nil, nil, 0, true, false, false, false
 	d.Regions, d.OnlyGroups, d.OnlyMachines = nil, nil, nil

@@ -60,6 +60,9 @@ func (s *Tokens) Create(ctx context.Context, a auth.Actor, c CreateToken) (secre
 		if err != nil {
 			return "", t, err
 		}
+		if app.Deleting {
+			return "", t, root.Errorf(root.Precondition, "app %s is being deleted", app.Name)
+		}
 		t.Org = app.Org
 	}
 	text, err := auth.New(c.Scope, rand.Reader)

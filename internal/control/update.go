@@ -37,7 +37,7 @@ func (s *Machines) Update(ctx context.Context, a auth.Actor, app root.AppName, i
 	if err := u.Config.Validate(); err != nil {
 		return nil, err
 	}
-	if err := s.mayUseAll(a, m.Org, u.Config); err != nil {
+	if err := s.mayUseAll(ctx, a, m.Org, u.Config); err != nil {
 		return nil, err
 	}
 	img, err := s.image(ctx, u.Config.Image, u.Release)

@@ -38,7 +38,7 @@ func (s imageStore) List(ctx context.Context) ([]control.ImageInfo, error) {
 }
 
 func (s imageStore) Pull(ctx context.Context, ref string, login control.RegistryLogin, progress func(control.PullProgress)) (root.Image, error) {
-	return s.PullAs(ctx, ref, image.Login(login), func(p image.Progress) {
+	return s.PullAs(ctx, ref, image.Login{User: login.User, Password: login.Password, Org: string(login.Org), Host: login.Host}, func(p image.Progress) {
 		if progress != nil {
 			progress(control.PullProgress{State: p.Stage, Done: p.Bytes, Total: p.Total})
 		}
@@ -53,13 +53,14 @@ func (s imageStore) Load(ctx context.Context, r io.Reader, as string, allow func
 type imageBuilder struct {
 	supervisor *orders.Client
 	client     *builder.Client
+	dir        string // the builder's
 }
 
-func (b imageBuilder) Context(ctx context.Context, app root.AppName, manifest io.Reader) (control.ContextState, error) {
+func (b imageBuilder) Context(ctx context.Context, key string, manifest io.Reader) (control.ContextState, error) {
 	if err := b.supervisor.StartBuilder(ctx); err != nil {
 		return control.ContextState{}, err
 	}
-	state, err := b.client.Context(ctx, app, manifest)
+	state, err := b.client.Context(ctx, key, manifest)
 	out := control.ContextState{ID: state.ID}
 	for _, d := range state.Missing {
 		out.Missing = append(out.Missing, string(d))
@@ -67,11 +68,11 @@ func (b imageBuilder) Context(ctx context.Context, app root.AppName, manifest io
 	return out, err
 }
 
-func (b imageBuilder) Blobs(ctx context.Context, app root.AppName, id string, r io.Reader) error {
+func (b imageBuilder) Blobs(ctx context.Context, key, id string, r io.Reader) error {
 	if err := b.supervisor.StartBuilder(ctx); err != nil {
 		return err
 	}
-	return b.client.Blobs(ctx, app, id, r)
+	return b.client.Blobs(ctx, key, id, r)
 }
 
 func (b imageBuilder) Build(ctx context.Context, r control.BuildRequest, news func(control.BuildNews)) (root.Image, error) {
@@ -81,10 +82,13 @@ func (b imageBuilder) Build(ctx context.Context, r control.BuildRequest, news fu
 	req := builder.Request{
 		App: r.App, Kind: r.Kind, Context: r.Context, Dockerfile: r.Dockerfile, DockerfileName: r.DockerfileName,
 		Target: r.Target, Args: r.Args, Labels: r.Labels, NoCache: r.NoCache, Package: r.Package, Secrets: r.Secrets,
-		Scope: string(r.Org), Repositories: r.Repositories,
+		Scope: string(r.Org), Repositories: r.Repositories, Denied: r.Denied, Key: r.Key,
 	}
 	return b.client.Build(ctx, req, func(n builder.News) { news(control.BuildNews{Log: n.Log, Status: n.Status}) })
 }
+
+// Forget needs no builder process: it keeps files only.
+func (b imageBuilder) Forget(_ context.Context, key string) error { return builder.Forget(b.dir, key) }
 
 // logWriter takes what control has to say into the apps' logs.
 type logWriter struct{ *machinelog.Apps }

@@ -166,7 +166,7 @@ func (p *process) open(ctx context.Context) error {
 	p.closers = append(p.closers, func() error { p.logs.Close(); return nil })
 	p.control = control.New(control.Deps{
 		Store: p.store, Catalog: p.catalog, Agent: p.agent, Vault: vault, Images: imageStore{p.images},
-		Builder: imageBuilder{p.supervisor, builder.NewClient(p.cfg.BuilderSocket())}, Logs: logReader{p.cfg}, Journal: logWriter{p.logs}, Host: p.host,
+		Builder: imageBuilder{p.supervisor, builder.NewClient(p.cfg.BuilderSocket()), builder.Dir(p.cfg.Data)}, Logs: logReader{p.cfg}, Journal: logWriter{p.logs}, Host: p.host,
 		Public: public{p.supervisor, p.cfg.Domain}, Poster: poster{}, KeepReleases: p.cfg.KeepReleases, Issuer: p.certs, Domain: p.cfg.Domain, Failpoint: failpoint(p.cfg),
 		Address: network.AddressFor, Drain: p.drain, Dial: private.DialMachine, Busy: p.keepBusy, Log: p.log,
 	})

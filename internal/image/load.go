@@ -10,8 +10,10 @@ import (
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/images/archive"
+	"github.com/containerd/containerd/v2/pkg/labels"
 	"github.com/containerd/errdefs"
 	"github.com/oklog/ulid/v2"
+	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	root "github.com/roost-run/roost"
@@ -60,7 +62,8 @@ func (s *Store) LoadAllowed(ctx context.Context, r io.Reader, as string, allow f
 	defer plain.Close()
 	// Blobs are written under the names they have in the archive. Two loads
 	// must not meet there, and none may go on where a broken one ended.
-	top, err := archive.ImportIndex(ctx, &prefixed{Store: s.content, prefix: "load-" + ulid.Make().String() + "-", files: s.maxFiles}, plain)
+	brought := &prefixed{Store: s.content, prefix: "load-" + ulid.Make().String() + "-", files: s.maxFiles, has: map[digest.Digest]bool{}}
+	top, err := archive.ImportIndex(ctx, brought, plain)
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
@@ -74,7 +77,7 @@ func (s *Store) LoadAllowed(ctx context.Context, r io.Reader, as string, allow f
 	if err != nil {
 		return nil, err
 	}
-	named := map[ref]ocispec.Descriptor{}
+	targets := map[ref]ocispec.Descriptor{}
 	var order []ref
 	for _, e := range entries {
 		names, err := s.names(e, asRef)
@@ -82,13 +85,13 @@ func (s *Store) LoadAllowed(ctx context.Context, r io.Reader, as string, allow f
 			return nil, err
 		}
 		for _, n := range names {
-			if have, ok := named[n]; ok && have.Digest != e.desc.Digest {
+			if have, ok := targets[n]; ok && have.Digest != e.desc.Digest {
 				return nil, root.Errorf(root.Invalid, "the archive holds several images; load it without a name, or each alone")
 			}
-			if _, ok := named[n]; !ok {
+			if _, ok := targets[n]; !ok {
 				order = append(order, n)
 			}
-			named[n] = e.desc
+			targets[n] = e.desc
 		}
 	}
 	if len(order) == 0 {
@@ -100,7 +103,7 @@ func (s *Store) LoadAllowed(ctx context.Context, r io.Reader, as string, allow f
 				return nil, err
 			}
 		}
-		m, err := s.manifestOf(ctx, n, named[n])
+		m, err := s.manifestOf(ctx, n, targets[n])
 		if err != nil {
 			return nil, damaged(err)
 		}
@@ -108,13 +111,25 @@ func (s *Store) LoadAllowed(ctx context.Context, r io.Reader, as string, allow f
 		if err != nil {
 			return nil, damaged(err)
 		}
+		whole, err := s.provenAll(ctx, m.Digest, func(d digest.Digest) (bool, error) {
+			if brought.has[d] {
+				return true, nil
+			}
+			return s.holds(ctx, n, d)
+		})
+		if err != nil {
+			return nil, damaged(err)
+		}
+		if !whole { // what others have under that digest does not fill the gap
+			return nil, root.Errorf(root.Invalid, "the archive is damaged: a part of the image is missing")
+		}
 		if _, err := s.unpacked(ctx, img.Digest); err != nil {
 			return nil, err
 		}
 		loaded = append(loaded, img)
 	}
 	for _, n := range order {
-		if err := s.name(ctx, n, named[n]); err != nil {
+		if err := s.name(ctx, n, targets[n], named{proven: func(d digest.Digest) bool { return brought.has[d] }, public: !s.own(n)}); err != nil {
 			return nil, err
 		}
 	}
@@ -195,13 +210,16 @@ func (s *Store) entries(ctx context.Context, top ocispec.Descriptor) ([]entry, e
 const maxArchiveFiles = 2000
 
 // prefixed is a content store for one import, in one goroutine, whose
-// half-made blobs have names of their own.
+// half-made blobs have names of their own. It notes what the archive holds:
+// the rest of the store is others'.
 type prefixed struct {
 	content.Store
 	prefix string
 	files  int // that may still come
+	has    map[digest.Digest]bool
 }
 
+// Writer implements content.Store.
 func (p *prefixed) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
 	var o content.WriterOpts
 	for _, opt := range opts {
@@ -215,9 +233,44 @@ func (p *prefixed) Writer(ctx context.Context, opts ...content.WriterOpt) (conte
 	if o.Ref == "" {
 		return nil, fmt.Errorf("write blob without reference: %w", errdefs.ErrInvalidArgument)
 	}
-	return p.Store.Writer(ctx, content.WithRef(p.prefix+o.Ref), content.WithDescriptor(o.Desc))
+	w, err := p.Store.Writer(ctx, content.WithRef(p.prefix+o.Ref), content.WithDescriptor(o.Desc))
+	if err != nil {
+		if errdefs.IsAlreadyExists(err) { // the importer summed up what it has
+			p.has[o.Desc.Digest] = true
+		}
+		return nil, err
+	}
+	return noting{w, p}, nil
 }
 
+// Walk implements content.Store. The importer looks for layers that it has
+// uncompressed.
+func (p *prefixed) Walk(ctx context.Context, f content.WalkFunc, filters ...string) error {
+	return p.Store.Walk(ctx, func(info content.Info) error {
+		if p.has[digest.Digest(info.Labels[labels.LabelUncompressed])] {
+			p.has[info.Digest] = true
+		}
+		return f(info)
+	}, filters...)
+}
+
+// Abort implements content.Store.
 func (p *prefixed) Abort(ctx context.Context, ref string) error {
 	return p.Store.Abort(ctx, p.prefix+ref)
+}
+
+// noting tells prefixed of the blobs that are written.
+type noting struct {
+	content.Writer
+	p *prefixed
+}
+
+// Commit implements content.Writer.
+func (n noting) Commit(ctx context.Context, size int64, expected digest.Digest, opts ...content.Opt) error {
+	d := n.Digest() // of what was written
+	err := n.Writer.Commit(ctx, size, expected, opts...)
+	if err == nil || errdefs.IsAlreadyExists(err) {
+		n.p.has[d] = true
+	}
+	return err
 }

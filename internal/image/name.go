@@ -7,19 +7,13 @@ import (
 	"strings"
 	"time"
 
-	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
-	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	root "github.com/roost-run/roost"
 )
-
-// labelSource on a blob lists the repositories ("app,other") of our own
-// registry that it belongs to: whoever may read one of them may read it.
-func (s *Store) labelSource() string { return "containerd.io/distribution.source." + s.Registry() }
 
 // manifestOf returns the manifest for this host's platform that top stands for:
 // top itself, or an entry of the index top.
@@ -115,75 +109,99 @@ func (s *Store) wrongPlatform(r ref, offered []ocispec.Platform) error {
 		clip(r.String()), want, strings.Join(names, ", "), want)
 }
 
+// named is what is known of an image that gets a name.
+type named struct {
+	proven proof  // see there
+	public bool   // its parts are everybody's
+	org    string // by whose credentials it came; "" makes the name everybody's
+}
+
 // name records that r means the manifest or index top, which is here with all
 // that this host needs of it, and makes top keep its parts alive.
-func (s *Store) name(ctx context.Context, r ref, top ocispec.Descriptor) error {
-	if err := s.link(ctx, r, top); err != nil {
+func (s *Store) name(ctx context.Context, r ref, top ocispec.Descriptor, n named) error {
+	if err := s.link(ctx, r, top, n.proven, n.public); err != nil {
 		return fmt.Errorf("name image %s: %w", r, err)
 	}
 	img := images.Image{Name: r.name(), Target: top}
-	if _, err := s.images.Create(ctx, img); err != nil {
-		if !errdefs.IsAlreadyExists(err) {
-			return fmt.Errorf("name image %s: %w", r, err)
-		}
-		if _, err := s.images.Update(ctx, img, "target"); err != nil {
-			return fmt.Errorf("name image %s: %w", r, err)
-		}
+	was, err := s.images.Get(ctx, img.Name)
+	if err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("name image %s: %w", r, err)
 	}
+	known := err == nil
+	img.Labels = s.orgs(was, known, img, n.org)
+	if known {
+		_, err = s.images.Update(ctx, img, "target", "labels")
+	} else if _, err = s.images.Create(ctx, img); errdefs.IsAlreadyExists(err) { // somebody did, meanwhile
+		_, err = s.images.Update(ctx, img, "target", "labels")
+	}
+	if err != nil {
+		return fmt.Errorf("name image %s: %w", r, err)
+	}
+	s.mu.Lock()
+	if orgs := img.Labels[labelOrgs]; orgs != "" {
+		s.owned[img.Name] = orgs
+	} else {
+		delete(s.owned, img.Name)
+	}
+	s.mu.Unlock()
 	s.touch(r.name())
 	return nil
 }
 
-// link labels the blobs below top with the references that collection
-// follows and, in our own registry, with the repository. Parts of other
-// platforms may be absent.
-func (s *Store) link(ctx context.Context, r ref, top ocispec.Descriptor) error {
+// orgs says whose a name is, once org has given it to img: its own and that of
+// those before it, unless it was everybody's and means the same as before.
+func (s *Store) orgs(was images.Image, known bool, img images.Image, org string) map[string]string {
+	if org == "" {
+		return nil
+	}
+	before := was.Labels[labelOrgs]
+	switch {
+	case before == "" && known && was.Target.Digest == img.Target.Digest:
+		return nil
+	case before == "":
+		return map[string]string{labelOrgs: org}
+	}
+	all := append(strings.Split(before, ","), org)
+	slices.Sort(all)
+	return map[string]string{labelOrgs: strings.Join(slices.Compact(all), ",")}
+}
+
+// link labels the blobs below top with the references that collection follows
+// and with r's repository. Parts of other platforms may be absent; what is not
+// proven is as good as absent.
+func (s *Store) link(ctx context.Context, r ref, top ocispec.Descriptor, proven proof, public bool) error {
 	children := images.SetChildrenLabels(s.content, images.HandlerFunc(func(ctx context.Context, d ocispec.Descriptor) ([]ocispec.Descriptor, error) {
-		c, err := images.Children(ctx, s.content, d)
-		return slices.DeleteFunc(c, func(d ocispec.Descriptor) bool {
-			_, err := s.content.Info(ctx, d.Digest)
-			return err != nil
-		}), err
-	}))
-	return images.Walk(ctx, images.HandlerFunc(func(ctx context.Context, d ocispec.Descriptor) ([]ocispec.Descriptor, error) {
-		if s.own(r) {
-			if err := s.addSource(ctx, d.Digest, r.path); err != nil {
+		all, err := images.Children(ctx, s.content, d)
+		if err != nil {
+			return nil, err
+		}
+		here := all[:0]
+		for _, c := range all {
+			info, err := s.content.Info(ctx, c.Digest)
+			if errdefs.IsNotFound(err) {
+				continue
+			}
+			if err != nil {
 				return nil, err
 			}
+			if proven == nil || proven(c.Digest) || s.inRepository(info, r) {
+				here = append(here, c)
+			}
+		}
+		return here, nil
+	}))
+	return images.Walk(ctx, images.HandlerFunc(func(ctx context.Context, d ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+		if err := s.addSource(ctx, r, d.Digest, public); err != nil {
+			return nil, err
 		}
 		return children(ctx, d)
 	}), top)
 }
 
-// addSource notes that the blob belongs to a repository of our own registry.
-func (s *Store) addSource(ctx context.Context, d digest.Digest, repository string) error {
-	info, err := s.content.Info(ctx, d)
-	if err != nil {
-		return err
-	}
-	label := s.labelSource()
-	have := strings.Split(info.Labels[label], ",")
-	if slices.Contains(have, repository) {
-		return nil
-	}
-	if have[0] == "" {
-		have = have[:0]
-	}
-	_, err = s.content.Update(ctx, content.Info{Digest: d, Labels: map[string]string{label: strings.Join(append(have, repository), ",")}}, "labels."+label)
-	return err
-}
-
 // local returns the image that r means, if it is here whole.
 func (s *Store) local(ctx context.Context, r ref) (root.Image, error) {
 	if r.digest != "" {
-		m, err := s.manifestOf(ctx, r, ocispec.Descriptor{Digest: r.digest})
-		if err != nil {
-			if errdefs.IsNotFound(err) {
-				return root.Image{}, root.Errorf(root.NotFound, "image %s is not on this host", clip(r.String()))
-			}
-			return root.Image{}, err
-		}
-		return s.give(ctx, r, m)
+		return s.localByDigest(ctx, r)
 	}
 	img, err := s.images.Get(ctx, r.name())
 	if err != nil {
@@ -197,6 +215,37 @@ func (s *Store) local(ctx context.Context, r ref) (root.Image, error) {
 		return root.Image{}, err
 	}
 	s.touch(r.name())
+	return s.give(ctx, r, m)
+}
+
+// localByDigest is local for a reference with a digest. That something of this
+// digest is here is not enough: it must have come by the repository named. A
+// bare digest is for callers who may use all that is here.
+func (s *Store) localByDigest(ctx context.Context, r ref) (root.Image, error) {
+	missing := root.Errorf(root.NotFound, "image %s is not on this host", clip(r.String()))
+	if r.domain != "" {
+		if ok, err := s.holds(ctx, r, r.digest); err != nil {
+			return root.Image{}, err
+		} else if !ok {
+			return root.Image{}, missing
+		}
+	}
+	m, err := s.manifestOf(ctx, r, ocispec.Descriptor{Digest: r.digest})
+	if errdefs.IsNotFound(err) {
+		return root.Image{}, missing
+	}
+	if err != nil {
+		return root.Image{}, err
+	}
+	if r.domain != "" {
+		ok, err := s.holdsAll(ctx, r, m.Digest)
+		if err != nil && !root.IsKind(err, root.NotFound) {
+			return root.Image{}, err
+		}
+		if !ok {
+			return root.Image{}, missing
+		}
+	}
 	return s.give(ctx, r, m)
 }
 
@@ -236,5 +285,6 @@ func (s *Store) forget(ctx context.Context, img images.Image) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.used, img.Name)
+	delete(s.owned, img.Name)
 	return nil
 }

@@ -18,12 +18,14 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
 	"github.com/containerd/containerd/v2/pkg/reference"
 	"github.com/containerd/errdefs"
+	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
@@ -91,7 +93,17 @@ func (s *Store) Pull(ctx context.Context, reference string, progress func(Progre
 }
 
 // Login is who pulls, for one pull.
-type Login struct{ User, Password string }
+type Login struct {
+	User, Password string
+	// Org is the organisation whose credentials these are: what they open is
+	// its own. "" leaves it to everybody on this host.
+	Org string
+	// Host lets the pull connect to wherever the host can: root asked for it.
+	Host bool
+}
+
+// with reports whether there are credentials.
+func (l Login) with() bool { return l.User != "" || l.Password != "" }
 
 // LogValue keeps the password out of logs.
 func (l Login) LogValue() slog.Value { return slog.StringValue(l.User) }
@@ -117,7 +129,10 @@ func (s *Store) PullAs(ctx context.Context, reference string, login Login, progr
 	if err != nil {
 		return root.Image{}, err
 	}
-	p := &puller{s: s, r: r, login: login}
+	if !login.with() {
+		login.Org = "" // what everybody may have
+	}
+	p := &puller{s: s, r: r, login: login, proven: map[digest.Digest]bool{}}
 	p.stage.Store(&stageResolve)
 	stop := p.report(progress)
 	img, err := p.pull(ctx)
@@ -150,7 +165,13 @@ type puller struct {
 	received, wanted atomic.Int64
 	hosts            docker.RegistryHosts
 	fetcher          remotes.Fetcher
+
+	mu     sync.Mutex
+	proven map[digest.Digest]bool // guarded by mu; what the registry gave us, or gives to everybody
 }
+
+// public reports whether what the registry gives us it gives to everybody.
+func (p *puller) public() bool { return p.login.Org == "" }
 
 // report calls progress now and then until the returned function is called.
 func (p *puller) report(progress func(Progress)) (stop func(ok bool)) {
@@ -192,7 +213,7 @@ func (p *puller) report(progress func(Progress)) (stop func(ok bool)) {
 
 func (p *puller) pull(ctx context.Context) (root.Image, error) {
 	s := p.s
-	client, idle := s.registryClient()
+	client, idle := s.registryClient(p.login.Host)
 	defer idle()
 	p.hosts = s.registryHosts(client, p.login)
 	resolver := docker.NewResolver(docker.ResolverOptions{Hosts: p.hosts})
@@ -217,7 +238,12 @@ func (p *puller) pull(ctx context.Context) (root.Image, error) {
 	if _, err := s.unpacked(ctx, root.Digest(m.Digest)); err != nil {
 		return root.Image{}, err
 	}
-	if err := s.name(ctx, p.r, top); err != nil {
+	proven := func(d digest.Digest) bool {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return p.proven[d]
+	}
+	if err := s.name(ctx, p.r, top, named{proven: proven, public: p.public(), org: p.login.Org}); err != nil {
 		return root.Image{}, err
 	}
 	return s.give(ctx, p.r, m)
@@ -274,15 +300,85 @@ func (p *puller) fetchSmall(ctx context.Context, d ocispec.Descriptor) error {
 	return p.fetch(ctx, d, p.fetcher)
 }
 
+// fetch brings a blob, and proves that the registry has it. One that is here
+// is not fetched again if it came from the same repository, or if everybody
+// may have it; otherwise it is compared: to know a digest is not to have
+// what it names.
 func (p *puller) fetch(ctx context.Context, d ocispec.Descriptor, f remotes.Fetcher) error {
 	if err := d.Digest.Validate(); err != nil {
 		return &root.Error{Kind: root.Invalid, Message: "the registry sent a manifest with an unreadable digest", Err: err}
 	}
-	err := remotes.Fetch(ctx, p.s.content, f, d)
+	repository := p.s.repository(p.r)
+	marks := map[string]string{inLabel(repository): repository}
+	if p.public() {
+		marks[labelPublic] = "1"
+	}
+	err := remotes.Fetch(ctx, marking{p.s.content, strings.TrimPrefix(inLabel(repository), labelIn), marks}, f, d)
 	if errdefs.IsAlreadyExists(err) {
-		return nil
+		var info content.Info
+		if info, err = p.s.content.Info(ctx, d.Digest); err != nil {
+			return err
+		}
+		if info.Labels[labelPublic] == "" && !p.s.inRepository(info, p.r) {
+			err = compare(ctx, d, f)
+		}
+	}
+	if err == nil {
+		p.mu.Lock()
+		p.proven[d.Digest] = true
+		p.mu.Unlock()
 	}
 	return err
+}
+
+// compare fetches a blob and throws it away: is it what its digest says?
+func compare(ctx context.Context, d ocispec.Descriptor, f remotes.Fetcher) error {
+	rc, err := f.Fetch(ctx, d)
+	if err != nil {
+		return err
+	}
+	defer rc.Close()
+	v := d.Digest.Verifier()
+	if _, err := io.Copy(v, io.LimitReader(rc, d.Size+1)); err != nil {
+		return err
+	}
+	if !v.Verified() {
+		return fmt.Errorf("%s: the content has another digest: %w", d.Digest, errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+// marking is where a pull writes: what is committed is marked in the same step.
+type marking struct {
+	content.Ingester
+	place  string // begins the names of half-made blobs
+	labels map[string]string
+}
+
+// Writer implements content.Ingester.
+func (m marking) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
+	var o content.WriterOpts
+	for _, opt := range opts {
+		if err := opt(&o); err != nil {
+			return nil, err
+		}
+	}
+	// What a pull from elsewhere has half of is no start for this one.
+	w, err := m.Ingester.Writer(ctx, append(opts, content.WithRef(m.place+"-"+o.Ref))...)
+	if err != nil {
+		return nil, err
+	}
+	return markingWriter{w, m.labels}, nil
+}
+
+type markingWriter struct {
+	content.Writer
+	labels map[string]string
+}
+
+// Commit implements content.Writer.
+func (w markingWriter) Commit(ctx context.Context, size int64, expected digest.Digest, opts ...content.Opt) error {
+	return w.Writer.Commit(ctx, size, expected, append(opts, content.WithLabels(w.labels))...)
 }
 
 func (p *puller) download(ctx context.Context, manifest ocispec.Descriptor) error {
@@ -361,13 +457,18 @@ func (w watchedReader) Seek(offset int64, whence int) (int64, error) {
 }
 
 // registryClient returns the client for one pull, and what closes it.
-func (s *Store) registryClient() (*http.Client, func()) {
-	if s.o.Transport != nil {
-		return &http.Client{Transport: s.o.Transport}, func() {}
+func (s *Store) registryClient(anywhere bool) (*http.Client, func()) {
+	dial := s.o.Dial
+	if dial == nil || anywhere {
+		dial = (&net.Dialer{Timeout: connectTimeout}).DialContext
 	}
 	t := &http.Transport{
-		Proxy:                 http.ProxyFromEnvironment,
-		DialContext:           (&net.Dialer{Timeout: connectTimeout}).DialContext,
+		Proxy: http.ProxyFromEnvironment,
+		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+			defer cancel()
+			return dial(ctx, network, address)
+		},
 		TLSHandshakeTimeout:   connectTimeout,
 		ResponseHeaderTimeout: answerTimeout,
 		MaxIdleConnsPerHost:   parallelLayers,
@@ -380,7 +481,7 @@ func (s *Store) registryClient() (*http.Client, func()) {
 func (s *Store) registryHosts(client *http.Client, login Login) docker.RegistryHosts {
 	auth := []docker.AuthorizerOpt{docker.WithAuthClient(client)}
 	switch {
-	case login != Login{}:
+	case login.with():
 		auth = append(auth, docker.WithAuthCreds(func(string) (string, string, error) { return login.User, login.Password, nil }))
 	case s.o.Credentials != nil:
 		auth = append(auth, docker.WithAuthCreds(s.o.Credentials))
@@ -399,7 +500,7 @@ func (s *Store) registryHosts(client *http.Client, login Login) docker.RegistryH
 	return func(registry string) ([]docker.RegistryHost, error) {
 		hosts, err := itself(registry)
 		// Who brings credentials brings them for the registry, not its mirrors.
-		if err != nil || s.o.Mirrors == nil || login != (Login{}) {
+		if err != nil || s.o.Mirrors == nil || login.with() {
 			return hosts, err
 		}
 		var mirrors []docker.RegistryHost

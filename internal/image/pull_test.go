@@ -469,7 +469,7 @@ func TestPullAs(t *testing.T) {
 	locked.Store(true)
 	s := open(t, Options{})
 	ref := h.host + "/team/demo:1"
-	if _, err := s.PullAs(t.Context(), ref, Login{"me", "secret"}, nil); err != nil {
+	if _, err := s.PullAs(t.Context(), ref, Login{User: "me", Password: "secret"}, nil); err != nil {
 		t.Error(err)
 	}
 	_, err := s.Pull(t.Context(), ref, nil)

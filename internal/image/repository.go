@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -43,6 +42,9 @@ func (s *Store) Repository(path string) (*Repository, error) {
 	return &Repository{s, path}, nil
 }
 
+// name is a reference that names no image, but the repository.
+func (r *Repository) name() ref { return ref{domain: r.s.Registry(), path: r.path} }
+
 func (r *Repository) ref(tagOrDigest string) (ref, error) {
 	if d, err := digest.Parse(tagOrDigest); err == nil {
 		return ref{domain: r.s.Registry(), path: r.path, digest: d}, nil
@@ -71,7 +73,7 @@ func (r *Repository) has(ctx context.Context, d digest.Digest) error {
 	if err != nil {
 		return err
 	}
-	if !slices.Contains(strings.Split(info.Labels[r.s.labelSource()], ","), r.path) {
+	if !r.s.inRepository(info, r.name()) {
 		return missing
 	}
 	return nil
@@ -107,6 +109,34 @@ func (r *Repository) Manifest(ctx context.Context, tagOrDigest string) (ocispec.
 	}
 	desc.Size = int64(len(data))
 	return desc, data, nil
+}
+
+// indexDepth is how deep indexes may stand in each other.
+const indexDepth = 3
+
+// hasAll refuses a manifest with parts that are not in the repository, or
+// whose own parts are not: a manifest can get there as a mere blob, of which
+// nothing was checked.
+func (r *Repository) hasAll(ctx context.Context, parts []ocispec.Descriptor, depth int) error {
+	for _, c := range parts {
+		if err := r.has(ctx, c.Digest); err != nil {
+			return fmt.Errorf("%s: %w", clip(string(c.Digest)), errors.Join(ErrBlobUnknown, err))
+		}
+		if !images.IsManifestType(c.MediaType) && !images.IsIndexType(c.MediaType) {
+			continue
+		}
+		if depth == 0 {
+			return root.Errorf(root.Invalid, "the index holds indexes that hold indexes")
+		}
+		below, err := images.Children(ctx, r.s.content, c)
+		if err != nil {
+			return &root.Error{Kind: root.Invalid, Message: "the manifest " + clip(string(c.Digest)) + " in the index cannot be read", Err: err}
+		}
+		if err := r.hasAll(ctx, below, depth-1); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // ErrBlobUnknown says that a manifest refers to what was never uploaded.
@@ -150,19 +180,14 @@ func (r *Repository) PutManifest(ctx context.Context, tagOrDigest, mediaType str
 	if doc.Config != nil {
 		refers = append(refers, *doc.Config)
 	}
-	for _, c := range refers {
-		if err := r.has(ctx, c.Digest); err != nil {
-			if len(c.URLs) > 0 && root.IsKind(err, root.NotFound) {
-				continue // a foreign layer stays where it is
-			}
-			return "", fmt.Errorf("%s: %w", clip(string(c.Digest)), errors.Join(ErrBlobUnknown, err))
-		}
+	if err := r.hasAll(ctx, refers, indexDepth); err != nil {
+		return "", err
 	}
 	desc := ocispec.Descriptor{MediaType: mediaType, Digest: d, Size: int64(len(data))}
 	if err := content.WriteBlob(ctx, r.s.content, "manifest-"+ulid.Make().String(), bytes.NewReader(data), desc); err != nil {
 		return "", fmt.Errorf("store manifest: %w", err)
 	}
-	if err := r.s.name(ctx, name, desc); err != nil {
+	if err := r.s.name(ctx, name, desc, named{proven: func(digest.Digest) bool { return false }}); err != nil { // what is in the repository, no more
 		return "", err
 	}
 	// The parts of an index were named by digest to live until it came.
@@ -210,7 +235,7 @@ func (r *Repository) Link(ctx context.Context, from *Repository, d digest.Digest
 	if err := r.hold(ctx, "upload-"+ulid.Make().String(), d); err != nil {
 		return err
 	}
-	return r.s.addSource(ctx, d, r.path)
+	return r.s.addSource(ctx, r.name(), d, false)
 }
 
 // hold keeps a blob that nothing refers to yet, under the lease id.
@@ -309,7 +334,7 @@ func (r *Repository) Finish(ctx context.Context, id string, d digest.Digest) err
 		}
 		return errors.Join(err, abort)
 	}
-	return r.s.addSource(ctx, d, r.path)
+	return r.s.addSource(ctx, r.name(), d, false)
 }
 
 // Cancel throws an upload away.

@@ -61,7 +61,7 @@ func (i *imageService) Create(ctx context.Context, r *imagesapi.CreateImageReque
 	if _, err := i.s.unpacked(ctx, root.Digest(m.Digest)); err != nil {
 		return nil, toStatus(err)
 	}
-	if err := i.s.name(ctx, n, target); err != nil {
+	if err := i.s.name(ctx, n, target, named{}); err != nil {
 		return nil, toStatus(err)
 	}
 	return &imagesapi.CreateImageResponse{Image: r.Image}, nil

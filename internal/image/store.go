@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net/http"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -79,8 +79,9 @@ type Options struct {
 	// Credentials returns user and password for a registry's host; both empty
 	// means anonymous. nil: always anonymous.
 	Credentials func(host string) (user, password string, err error)
-	// Transport reaches registries; nil is a clone of http.DefaultTransport.
-	Transport http.RoundTripper
+	// Dial connects to registries, and wherever they send us, on behalf of
+	// people who may not connect to all that the host can; nil is net.Dialer's.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 
 	Log *slog.Logger // nil discards
 }
@@ -119,6 +120,7 @@ type Store struct {
 
 	mu     sync.Mutex
 	mounts map[string]*mountRecord     // guarded by mu; by key
+	owned  map[string]string           // guarded by mu; image name -> its labelOrgs; the others are everybody's
 	used   map[string]time.Time        // guarded by mu; image name -> last time it was asked for
 	given  map[digest.Digest]time.Time // guarded by mu; manifest -> when a caller got it, who may Protect or Mount it next
 	lower  map[digest.Digest]*lower    // guarded by mu; chain id -> directories
@@ -150,6 +152,7 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 		o: o, log: o.Log, stall: stallTimeout, maxFiles: maxArchiveFiles,
 		platform: platforms.OnlyStrict(platforms.DefaultSpec()),
 		mounts:   map[string]*mountRecord{},
+		owned:    map[string]string{},
 		used:     map[string]time.Time{},
 		given:    map[digest.Digest]time.Time{},
 		lower:    map[digest.Digest]*lower{},
@@ -189,6 +192,9 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	s.leases = metadata.NewLeaseManager(s.db)
 	s.images = metadata.NewImageStore(s.db)
 	if err := s.releaseFlights(ctx); err != nil {
+		return nil, fmt.Errorf("open image store: %w", err)
+	}
+	if err := s.adoptNames(ctx); err != nil {
 		return nil, fmt.Errorf("open image store: %w", err)
 	}
 	if err := s.readMounts(); err != nil {

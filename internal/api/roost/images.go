@@ -55,7 +55,7 @@ func (h *handlers) pullImage(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	s := newProgress(w)
-	image, err := h.Images.Pull(r.Context(), route.Actor(r), ref, control.RegistryLogin(login), func(p control.PullProgress) {
+	image, err := h.Images.Pull(r.Context(), route.Actor(r), ref, control.RegistryLogin{User: login.User, Password: login.Password}, func(p control.PullProgress) {
 		s.send(client.Progress{Layer: p.Layer, State: p.State, Done: int64(p.Done), Total: int64(p.Total)})
 	})
 	return s.finish(image, err)

@@ -39,6 +39,8 @@ type Build struct {
 	Scope string
 	// Repositories of our own registry that it may build on; nil: all.
 	Repositories []string
+	// Denied are foreign repositories that it may not build on.
+	Denied []string
 }
 
 // Status is BuildKit's news of a build, for its progressui.
@@ -147,6 +149,9 @@ func (e *Engine) policy(b Build) *spb.Policy {
 		for _, r := range b.Repositories {
 			rules = append(rules, rule(spb.PolicyAction_ALLOW, name+"/"+r+":*"), rule(spb.PolicyAction_ALLOW, name+"/"+r+"@*"))
 		}
+	}
+	for _, r := range b.Denied {
+		rules = append(rules, rule(spb.PolicyAction_DENY, r+":*"), rule(spb.PolicyAction_DENY, r+"@*"))
 	}
 	return &spb.Policy{Version: 1, Rules: rules}
 }
