@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -54,11 +55,14 @@ func ReadHost(ctx context.Context, dirs ...string) (HostState, error) {
 				// What router advertisements brought counts down.
 				line, _, _ = strings.Cut(line, " expires ")
 			}
+			if kind == "rule" {
+				line = counters.ReplaceAllString(line, "counter")
+			}
 			add(kind, line)
 		}
 	}
 	if err := filepath.WalkDir("/sys/fs/cgroup", func(path string, d fs.DirEntry, err error) error {
-		if err == nil && d.IsDir() {
+		if err == nil && d.IsDir() && (!unit.MatchString(path) || strings.Contains(path, "roost")) {
 			add("cgroup", path)
 		}
 		return nil // a group that vanishes meanwhile is no news
@@ -110,6 +114,13 @@ func ReadHost(ctx context.Context, dirs ...string) (HostState, error) {
 	return s, nil
 }
 
+// unit is in the control groups of what the host's systemd starts and ends
+// whenever it likes.
+var unit = regexp.MustCompile(`\.(service|scope|slice)(/|$)`)
+
+// counters are what rules have counted.
+var counters = regexp.MustCompile(`counter packets \d+ bytes \d+`)
+
 type process struct {
 	pid                  int
 	command, exe, cgroup string
@@ -141,7 +152,7 @@ func processes() []process {
 
 // settle bounds how long removal may take: that of links and namespaces is
 // asynchronous in the kernel.
-const settle = 15 * time.Second
+const settle = time.Minute
 
 // CheckRestored compares the host with the state before, waiting for what the
 // kernel removes late. It reports every difference. Where other programs work

@@ -7,9 +7,11 @@ package instance
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -35,6 +37,7 @@ type Instance struct {
 	Token  string // the admin's
 
 	settings []string
+	answered bool // the API did once: there may be machines
 	cmd      *exec.Cmd
 	exited   chan struct{}
 	log      *os.File
@@ -42,46 +45,73 @@ type Instance struct {
 	exitErr  error
 }
 
-// startTimeout is how long the platform may take to answer its first call:
-// generous, since other tests may use the same two cores.
-const startTimeout = time.Minute
+// How long the platform may take to answer its first call, and to stop with
+// its machines: generous, since other programs may use the same processors.
+const (
+	startTimeout = 3 * time.Minute
+	closeTimeout = 3 * time.Minute
+)
 
 // Start starts `roost server` with the given settings ("--flag=value")
 // and waits until its API answers.
-func Start(ctx context.Context, binary string, settings ...string) (_ *Instance, err error) {
+func Start(ctx context.Context, binary string, settings ...string) (*Instance, error) {
+	in, err := New(binary, settings...)
+	if err != nil {
+		return nil, err
+	}
+	return in, in.Open(ctx)
+}
+
+// New makes an instance's directory and chooses its ports. Open starts it.
+func New(binary string, settings ...string) (_ *Instance, err error) {
 	// Not a test's own temporary directory: sockets live here, and their
 	// paths have to be short (unix(7)).
 	dir, err := os.MkdirTemp("/tmp", "roost-")
 	if err != nil {
 		return nil, err
 	}
-	in := &Instance{Binary: binary, Dir: dir, settings: settings}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.RemoveAll(dir))
+		}
+	}()
+	edge, err := FreePort()
+	if err != nil {
+		return nil, err
+	}
+	api, err := FreePort()
+	if err != nil {
+		return nil, err
+	}
+	in := &Instance{Binary: binary, Dir: dir, Edge: loopback(edge), API: "http://" + loopback(api), settings: settings}
+	in.log, err = in.openLog()
+	return in, err
+}
+
+// logName is the file in an instance's directory where the platform writes.
+const logName = "server.log"
+
+func (in *Instance) openLog() (*os.File, error) {
+	return os.OpenFile(filepath.Join(in.Dir, logName), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+}
+
+// Open starts an instance of New and waits until its API answers. When it
+// fails, nothing of the instance is left.
+func (in *Instance) Open(ctx context.Context) (err error) {
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, in.Close(context.WithoutCancel(ctx)))
 		}
 	}()
-	edge, err := freePort()
-	if err != nil {
-		return nil, err
-	}
-	api, err := freePort()
-	if err != nil {
-		return nil, err
-	}
-	in.Edge, in.API = edge, "http://"+api
-	if in.log, err = os.Create(filepath.Join(dir, "server.log")); err != nil {
-		return nil, err
-	}
 	if err := in.Serve(ctx); err != nil {
-		return nil, err
+		return err
 	}
 	token, err := os.ReadFile(filepath.Join(in.data(), "admin.token"))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	in.Token = strings.TrimSpace(string(token))
-	return in, nil
+	return nil
 }
 
 func (in *Instance) data() string { return filepath.Join(in.Dir, "data") }
@@ -121,6 +151,7 @@ func (in *Instance) Serve(ctx context.Context) error {
 		probe := machines.New(machines.Options{BaseURL: "unix://" + filepath.Join(in.Run(), "api.sock")})
 		_, _, err := probe.Regions(ctx)
 		if err == nil {
+			in.answered = true
 			return nil
 		}
 		select {
@@ -154,39 +185,71 @@ func (in *Instance) running() bool {
 	}
 }
 
-// LogTail returns the last lines of the platform's log, without the access log.
-func (in *Instance) LogTail(lines int) string {
-	data, err := os.ReadFile(in.LogFile())
+// LogTail returns the last lines of what the platform says, without the access
+// log and what lxcfs says of the kernel.
+func (in *Instance) LogTail(lines int) string { return logTail(in.LogFile(), lines) }
+
+// maxLogLine is where LogTail cuts lines.
+const maxLogLine = 400
+
+func logTail(file string, lines int) string {
+	data, err := os.ReadFile(file)
 	if err != nil {
 		return err.Error()
 	}
-	all := slices.DeleteFunc(strings.Split(strings.TrimRight(string(data), "\n"), "\n"), func(line string) bool { return strings.HasPrefix(line, "{") })
-	return strings.Join(all[max(0, len(all)-lines):], "\n")
+	var kept []string
+	crash := false // the lines of one have no form
+	for line := range strings.Lines(string(data)) {
+		line = strings.TrimRight(line, "\n")
+		ours := strings.HasPrefix(line, "time=")
+		crash = !ours && (crash || strings.HasPrefix(line, "panic: ") || strings.HasPrefix(line, "fatal error: ") || strings.HasPrefix(line, "Error: "))
+		if !ours && !crash {
+			continue
+		}
+		if len(line) > maxLogLine {
+			line = line[:maxLogLine] + "..."
+		}
+		kept = append(kept, line)
+	}
+	return strings.Join(kept[max(0, len(kept)-lines):], "\n")
 }
 
 // Close stops the machines and the platform and removes the directory.
 func (in *Instance) Close(ctx context.Context) error {
 	var err error
-	if in.cmd != nil && in.cmd.Process != nil && in.running() {
-		ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	if in.answered || in.cmd != nil && in.cmd.Process != nil && in.running() {
+		ctx, cancel := context.WithTimeoutCause(ctx, closeTimeout, fmt.Errorf("it took more than %s", closeTimeout))
 		defer cancel()
-		if _, stopErr := in.CLI(ctx, "server", "stop", "--machines", "--run", in.Run()); stopErr != nil {
-			err = errors.Join(err, stopErr, in.cmd.Process.Kill())
-		}
-		select {
-		case <-in.exited:
-		case <-ctx.Done():
-			err = errors.Join(err, fmt.Errorf("the server did not stop: %w\n%s", context.Cause(ctx), in.LogTail(20)), in.cmd.Process.Kill())
-			<-in.exited
-		}
+		err = in.stop(ctx)
 	}
 	if in.log != nil {
 		err = errors.Join(err, in.log.Close())
 	}
 	if err != nil {
-		return fmt.Errorf("%w (its files are kept in %s)", err, in.Dir)
+		return fmt.Errorf("close the instance: %w (its files are kept in %s)", err, in.Dir)
 	}
 	return os.RemoveAll(in.Dir)
+}
+
+// stop ends the machines and the platform. A server process that was killed
+// gets a successor first, which takes back what it left.
+func (in *Instance) stop(ctx context.Context) error {
+	if !in.running() {
+		if err := in.Serve(ctx); err != nil {
+			return fmt.Errorf("start a server process again, to stop its machines: %w", err)
+		}
+	}
+	_, err := in.CLI(ctx, "server", "stop", "--machines", "--run", in.Run())
+	if err != nil {
+		err = errors.Join(err, in.cmd.Process.Kill())
+	}
+	select {
+	case <-in.exited:
+	case <-ctx.Done():
+		err = errors.Join(err, fmt.Errorf("the server did not stop: %w\n%s", context.Cause(ctx), in.LogTail(20)), in.cmd.Process.Kill())
+		<-in.exited
+	}
+	return err
 }
 
 // Result is what a command of the command line said.
@@ -264,15 +327,55 @@ func (in *Instance) Kill(ctx context.Context, process string) error {
 }
 
 // Marks are the strings that everything this instance makes on the host
-// carries.
-func (in *Instance) Marks() []string { return []string{in.Dir, filepath.Base(in.Dir)} }
-
-// freePort finds a loopback port nobody listens on.
-func freePort() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	port := l.Addr().(*net.TCPAddr).Port
-	return "127.0.0.1:" + strconv.Itoa(port), l.Close()
+// carries: its directory, and the prefix of links, tables and control groups,
+// which Roost derives from the data directory.
+func (in *Instance) Marks() []string {
+	sum := sha256.Sum256([]byte(in.data()))
+	return []string{in.Dir, filepath.Base(in.Dir), fmt.Sprintf("roost-%x", sum[:3])}
 }
+
+// given are the ports that this process has chosen.
+var given struct {
+	sync.Mutex
+	ports map[int]bool
+}
+
+// Ports are chosen from here up to where the kernel begins to choose by
+// itself: one of those may be another program's connection a moment later.
+const (
+	firstPort = 15000
+	portTries = 1000
+)
+
+// FreePort chooses a loopback port that nobody listens on, and that nobody is
+// given by the kernel.
+func FreePort() (int, error) {
+	last := 32768
+	if data, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range"); err == nil {
+		var lowest int
+		if _, err := fmt.Sscan(string(data), &lowest); err == nil && lowest > firstPort+portTries {
+			last = lowest
+		}
+	}
+	given.Lock()
+	defer given.Unlock()
+	if given.ports == nil {
+		given.ports = map[int]bool{}
+	}
+	var err error
+	for range portTries {
+		port := firstPort + rand.IntN(last-firstPort)
+		if given.ports[port] {
+			continue
+		}
+		var l net.Listener
+		if l, err = net.Listen("tcp", loopback(port)); err != nil {
+			continue
+		}
+		given.ports[port] = true
+		return port, l.Close()
+	}
+	return 0, fmt.Errorf("no free port between %d and %d: %w", firstPort, last, err)
+}
+
+func loopback(port int) string { return "127.0.0.1:" + strconv.Itoa(port) }

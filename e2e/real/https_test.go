@@ -14,6 +14,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/roost-run/roost/e2e/instance"
 	"github.com/roost-run/roost/internal/certs"
 	"github.com/roost-run/roost/internal/certs/pebbletest"
 	"github.com/roost-run/roost/machines"
@@ -50,27 +51,15 @@ func fetch(t *testing.T, c *http.Client, url string) (*http.Response, string, er
 	return resp, string(body), err
 }
 
-// twoPorts are free ones on the loopback.
-func twoPorts(t *testing.T) (a, b int) {
-	t.Helper()
-	var ports [2]int
-	for i := range ports {
-		l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close()
-		ports[i] = l.Addr().(*net.TCPAddr).Port
-	}
-	return ports[0], ports[1]
-}
-
 // TestHTTPS is an app's way to HTTPS on a real host: by itself under
 // localhost, for a hostname of its own from a real authority (whose questions
 // arrive at the edge), with an uploaded certificate, and on while control is
 // away.
 func TestHTTPS(t *testing.T) {
-	plain, secure := twoPorts(t)
+	plain, err := instance.FreePort()
+	want(t, err)
+	secure, err := instance.FreePort()
+	want(t, err)
 	authority := pebbletest.Start(t, pebbletest.Options{HTTPPort: plain, TLSPort: secure})
 	i := ownInstance(t, "--listen=127.0.0.1:"+strconv.Itoa(plain)+"=80,127.0.0.1:"+strconv.Itoa(secure)+"=443",
 		"--acme-ca="+authority.Directory, "--acme-root="+authority.RootFile)

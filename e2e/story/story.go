@@ -95,7 +95,14 @@ func buildImage(ctx context.Context, s *Story) (string, error) {
 	if _, err := s.CLI(ctx, "app", "create", s.app); err != nil {
 		return "", err
 	}
-	ref, err := s.build(ctx, s.Source)
+	dir, err := os.MkdirTemp(s.Dir, "context-")
+	if err != nil {
+		return "", err
+	}
+	if err := s.source(dir); err != nil {
+		return "", err
+	}
+	ref, err := s.build(ctx, dir)
 	if err != nil {
 		return "", err
 	}

@@ -75,8 +75,9 @@ func (s *Story) updateAll(ctx context.Context, ref string) error {
 	return nil
 }
 
-// changedSource copies what the store is built from and changes one word of it.
-func (s *Story) changedSource(dir string) error {
+// source copies what the store is built from: the rest of the module is large,
+// and may be at work.
+func (s *Story) source(dir string) error {
 	for _, part := range []string{"go.mod", "go.sum", "machines", "serverless", "examples"} {
 		from := filepath.Join(s.Source, part)
 		fi, err := os.Stat(from)
@@ -91,6 +92,14 @@ func (s *Story) changedSource(dir string) error {
 		if err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// changedSource is source with one word changed.
+func (s *Story) changedSource(dir string) error {
+	if err := s.source(dir); err != nil {
+		return err
 	}
 	var changed bool
 	err := filepath.WalkDir(filepath.Join(dir, "examples", "store"), func(path string, d fs.DirEntry, err error) error {

@@ -27,15 +27,23 @@ type Suite struct {
 
 	before instance.HostState
 	shared *instance.Instance
+	guard  *guard
 
-	mu    sync.Mutex
-	marks []string // what the instances leave on the host while they run
+	mu    sync.Mutex // guards marks
+	marks []string   // what the instances leave on the host while they run
 }
 
 // Main is TestMain: it makes ready what the tests share, runs them, so many at
 // once unless -parallel says so (0: Go's own number), and compares the host
 // with what it was. Tests are in a package two levels below the module.
 func Main(m *testing.M, parallel int, ready func(ctx context.Context, s *Suite) error) {
+	if os.Getenv(guardVariable) != "" {
+		if err := keepGuard(context.Background(), os.Stdin, os.Stderr); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	flag.Parse()
 	if f := flag.Lookup("test.parallel"); parallel > 0 && f.Value.String() == f.DefValue {
 		if err := f.Value.Set(strconv.Itoa(parallel)); err != nil {
@@ -53,6 +61,7 @@ func Main(m *testing.M, parallel int, ready func(ctx context.Context, s *Suite) 
 func run(ctx context.Context, m *testing.M, ready func(ctx context.Context, s *Suite) error) (code int, err error) {
 	s := &Suite{}
 	defer func() { err = errors.Join(err, s.close(ctx, err == nil && code == 0)) }()
+	defer watchTime().Stop()
 	if err := s.open(ctx); err != nil {
 		return 1, err
 	}
@@ -83,8 +92,13 @@ func (s *Suite) open(ctx context.Context) (err error) {
 	if s.before, err = instance.ReadHost(ctx); err != nil {
 		return err
 	}
-	s.Dir, err = os.MkdirTemp("", "suite-")
-	return err
+	if s.guard, err = startGuard(); err != nil {
+		return err
+	}
+	if s.Dir, err = os.MkdirTemp("", "suite-"); err != nil {
+		return err
+	}
+	return s.guard.tell(order{Dir: s.Dir})
 }
 
 // close ends the shared instance. After tests that failed the host may be
@@ -92,10 +106,13 @@ func (s *Suite) open(ctx context.Context) (err error) {
 func (s *Suite) close(ctx context.Context, compare bool) error {
 	var err error
 	if s.shared != nil {
-		err = s.shared.Close(ctx)
+		err = s.end(ctx, s.shared)
 	}
 	if s.Dir != "" {
 		err = errors.Join(err, os.RemoveAll(s.Dir))
+	}
+	if s.guard != nil {
+		err = errors.Join(err, s.guard.end())
 	}
 	if err != nil || !compare {
 		return err
@@ -121,7 +138,7 @@ func (s *Suite) Own(t *testing.T, settings ...string) *instance.Instance {
 		if t.Failed() {
 			t.Logf("the platform's last words:\n%s", in.LogTail(lastWords))
 		}
-		if err := in.Close(context.WithoutCancel(t.Context())); err != nil {
+		if err := s.end(context.WithoutCancel(t.Context()), in); err != nil {
 			t.Error(err)
 		}
 	})
@@ -129,14 +146,27 @@ func (s *Suite) Own(t *testing.T, settings ...string) *instance.Instance {
 }
 
 func (s *Suite) start(ctx context.Context, settings ...string) (*instance.Instance, error) {
-	in, err := instance.Start(ctx, s.Binary, settings...)
+	in, err := instance.New(s.Binary, settings...)
 	if err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.marks = append(s.marks, in.Marks()...)
-	return in, nil
+	s.mu.Unlock()
+	handle := in.Handle()
+	if err := s.guard.tell(order{Instance: &handle}); err != nil {
+		return nil, errors.Join(err, in.Close(ctx))
+	}
+	return in, in.Open(ctx)
+}
+
+// end closes an instance.
+func (s *Suite) end(ctx context.Context, in *instance.Instance) error {
+	if err := in.Close(ctx); err != nil {
+		return err // the guard tries again
+	}
+	handle := in.Handle()
+	return s.guard.tell(order{Instance: &handle, Done: true})
 }
 
 // Steps runs a story, a subtest for each step. They build on each other: the
