@@ -42,6 +42,8 @@ type host struct {
 	exited chan runc.Exit
 	log    *os.File
 	config root.Config // of machines to boot
+
+	manager *fakeManager // nil: not started by systemd
 }
 
 func newHost(tb testing.TB) *host {
@@ -118,6 +120,12 @@ func freeAddress(tb testing.TB) string {
 // start starts the server and waits until it takes orders.
 func (h *host) start() {
 	h.t.Helper()
+	h.launch()
+	h.ready()
+}
+
+func (h *host) launch() {
+	h.t.Helper()
 	cfg, err := json.Marshal(h.cfg)
 	if err != nil {
 		h.t.Fatal(err)
@@ -125,10 +133,12 @@ func (h *host) start() {
 	h.cmd = exec.Command("/proc/self/exe")
 	h.cmd.Env = append(os.Environ(), "ROOST_TEST_ROLE=server", "ROOST_TEST_CONFIG="+string(cfg))
 	h.cmd.Stdout, h.cmd.Stderr = h.log, h.log
+	if h.manager != nil {
+		h.manager.give(h.cmd)
+	}
 	if h.exited, err = testReaper.Start(h.cmd); err != nil {
 		h.t.Fatal(err)
 	}
-	h.ready()
 }
 
 func (h *host) ready() {
