@@ -129,6 +129,7 @@ var owned = map[string][]string{
 	"github.com/containerd/go-runc":    {"runtime/runc", "runtime/swap", "supervisor"},
 	"github.com/vishvananda/netlink":   {"network"},
 	"github.com/google/nftables":       {"network"},
+	"github.com/coreos/go-systemd":     {"supervisor"},
 	"github.com/miekg/dns":             {"nameserver", "certs/pebbletest"},
 	"charm.land/huh":                   {"cli/term"},
 	"github.com/spf13/cobra":           {"cli"},
