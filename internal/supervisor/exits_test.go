@@ -3,20 +3,41 @@ package supervisor
 import (
 	"bytes"
 	"log/slog"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/roost-run/roost/internal/patience"
 )
 
-// orphan starts a process that is a child of another one; kill ends it.
-func orphan(t *testing.T, script string) (pid int, st procStat) {
+// orphan starts a process that is a child of another one. It does what script
+// says once end is called.
+func orphan(t *testing.T, script string) (pid int, st procStat, end func()) {
 	t.Helper()
+	gate := filepath.Join(t.TempDir(), "gate")
+	if err := unix.Mkfifo(gate, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// For reading, too: then it opens without a reader, and keeps what is written.
+	w, err := os.OpenFile(gate, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = w.Close() })
+	end = func() {
+		t.Helper()
+		if _, err := w.WriteString("go\n"); err != nil {
+			t.Fatal(err)
+		}
+	}
 	// Its parent lives on, so that it does not become ours.
-	cmd := exec.CommandContext(t.Context(), "sh", "-c", "sh -c '"+script+"' >/dev/null & echo $!; exec >&-; wait; sleep 60")
+	cmd := exec.CommandContext(t.Context(), "sh", "-c", `sh -c 'read go <"$GATE"; `+script+`' >/dev/null & echo $!; exec >&-; wait; exec sleep 1000`)
+	cmd.Env = append(os.Environ(), "GATE="+gate)
 	var out bytes.Buffer
 	r, err := cmd.StdoutPipe()
 	if err != nil {
@@ -39,27 +60,23 @@ func orphan(t *testing.T, script string) (pid int, st procStat) {
 	if st, err = readStat(pid); err != nil {
 		t.Fatal(err)
 	}
-	return pid, st
+	return pid, st, end
 }
 
 func TestForeignExitCodes(t *testing.T) {
 	t.Parallel()
-	for script, want := range map[string]int{"sleep 0.3; exit 6": 6, "sleep 0.3; kill -9 $$": 137} {
+	for script, want := range map[string]int{"exit 6": 6, "kill -9 $$": 137} {
 		t.Run(script, func(t *testing.T) {
 			t.Parallel()
 			w := &foreign{reaper: testReaper, log: slog.New(slog.DiscardHandler)}
-			pid, st := orphan(t, script)
+			pid, st, end := orphan(t, script)
 			ch, err := w.watch(t.Context(), pid, st.startedAt)
 			if err != nil {
 				t.Fatal(err)
 			}
-			select {
-			case code := <-ch:
-				if code != want {
-					t.Errorf("code: got %d, want %d", code, want)
-				}
-			case <-time.After(deadline):
-				t.Error("no exit seen")
+			end()
+			if code := patience.Receive(t, "the exit", ch); code != want {
+				t.Errorf("code: got %d, want %d", code, want)
 			}
 		})
 	}
@@ -69,26 +86,22 @@ func TestForeignExitCodes(t *testing.T) {
 func TestConnector(t *testing.T) {
 	t.Parallel()
 	w := &foreign{reaper: testReaper, log: slog.New(slog.DiscardHandler)}
-	pid, _ := orphan(t, "sleep 0.3; exit 6")
+	pid, _, end := orphan(t, "exit 6")
 	ch := w.listen(t.Context(), pid)
 	defer w.unlisten(pid)
 	if w.stop == nil {
 		t.Fatal("the kernel has no process events (CONFIG_PROC_EVENTS), or this is not the first process namespace")
 	}
-	select {
-	case status := <-ch:
-		if got := exitCode(unix.WaitStatus(status)); got != 6 {
-			t.Errorf("code: got %d, want 6", got)
-		}
-	case <-time.After(deadline):
-		t.Error("no exit reported")
+	end()
+	if got := exitCode(unix.WaitStatus(patience.Receive(t, "the exit", ch))); got != 6 {
+		t.Errorf("code: got %d, want 6", got)
 	}
 }
 
 func TestForeignRefusesAnother(t *testing.T) {
 	t.Parallel()
 	w := &foreign{reaper: testReaper, log: slog.New(slog.DiscardHandler)}
-	pid, st := orphan(t, "sleep 60")
+	pid, st, _ := orphan(t, "exit 0")
 	if _, err := w.watch(t.Context(), pid, st.startedAt+1); err == nil {
 		t.Error("got no error for a process with the number of an ended one")
 	}

@@ -16,12 +16,10 @@ import (
 	root "github.com/roost-run/roost"
 	"github.com/roost-run/roost/internal/config"
 	"github.com/roost-run/roost/internal/orders"
+	"github.com/roost-run/roost/internal/patience"
 	"github.com/roost-run/roost/internal/runtime"
 	"github.com/roost-run/roost/internal/runtime/runtimetest"
 )
-
-// deadline is how long tests wait for anything.
-const deadline = 20 * time.Second
 
 // The whole test binary has one reaper, like the process that it tests, so
 // nothing in it may wait for children by itself.
@@ -192,7 +190,7 @@ func (w *world) until(typ orders.EntryType) orders.Entry {
 			return e
 		}
 	}
-	timeout := time.After(deadline)
+	timeout := time.After(patience.Limit)
 	for {
 		select {
 		case e := <-f.entries:

@@ -10,10 +10,10 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
-	"time"
 
 	"github.com/roost-run/roost/internal/config"
 	"github.com/roost-run/roost/internal/orders"
+	"github.com/roost-run/roost/internal/patience"
 )
 
 // play is the test binary as a server process, or as one of its children.
@@ -67,7 +67,7 @@ func playEdge(ctx context.Context, run string) error {
 		}
 		defer f.Close()
 	}
-	s := &http.Server{ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, os.Getpid()) })}
+	s := &http.Server{ReadHeaderTimeout: patience.Limit, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, os.Getpid()) })}
 	for i, name := range names {
 		if name.Kind != orders.ListenEdge {
 			continue
@@ -89,7 +89,7 @@ func playBuilder(ctx context.Context, run string) error {
 		return err
 	}
 	ctx, stop := context.WithCancel(ctx)
-	s := &http.Server{ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) { stop() })}
+	s := &http.Server{ReadHeaderTimeout: patience.Limit, Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) { stop() })}
 	context.AfterFunc(ctx, func() { _ = s.Close() })
 	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 		return err

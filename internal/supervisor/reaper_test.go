@@ -7,7 +7,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
+
+	"github.com/roost-run/roost/internal/patience"
 )
 
 func TestReaperCodes(t *testing.T) {
@@ -62,13 +63,8 @@ func TestReaperOrphan(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	select {
-	case e := <-testReaper.watch(pid):
-		if e.Status != 5 {
-			t.Errorf("code: got %d, want 5", e.Status)
-		}
-	case <-time.After(deadline):
-		t.Error("no exit of the orphan")
+	if e := patience.Receive(t, "the exit of the orphan", testReaper.watch(pid)); e.Status != 5 {
+		t.Errorf("code: got %d, want 5", e.Status)
 	}
 }
 

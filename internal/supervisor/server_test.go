@@ -25,9 +25,11 @@ import (
 
 	root "github.com/roost-run/roost"
 	"github.com/roost-run/roost/internal/config"
+	"github.com/roost-run/roost/internal/loopback"
 	"github.com/roost-run/roost/internal/machinelog"
 	"github.com/roost-run/roost/internal/network"
 	"github.com/roost-run/roost/internal/orders"
+	"github.com/roost-run/roost/internal/patience"
 	"github.com/roost-run/roost/internal/runtime/bundle"
 	"github.com/roost-run/roost/internal/runtime/cgroup"
 	"github.com/roost-run/roost/internal/runtime/runtimetest"
@@ -58,8 +60,8 @@ func newHost(tb testing.TB) *host {
 	}
 	cfg := config.Default()
 	cfg.Run, cfg.Data = filepath.Join(dir, "run"), filepath.Join(dir, "data")
-	cfg.Listen = []config.Listen{{Addr: freeAddress(tb), Port: 80}}
-	cfg.API = freeAddress(tb)
+	cfg.Listen = []config.Listen{{Addr: loopback.Free(tb), Port: 80}}
+	cfg.API = loopback.Free(tb)
 	cfg.Swap, cfg.Memory = "none", root.GiB
 	cfg.LogLevel = "debug"
 	h := &host{t: tb, cfg: cfg, client: orders.NewClient(cfg.SupervisorSocket())}
@@ -67,8 +69,7 @@ func newHost(tb testing.TB) *host {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(tb.Context()), deadline)
-		defer cancel()
+		ctx := patience.Context(tb)
 		if h.running() {
 			h.shutdown(ctx)
 		}
@@ -107,16 +108,6 @@ func (h *host) sweep(ctx context.Context) {
 	}
 }
 
-func freeAddress(tb testing.TB) string {
-	tb.Helper()
-	l, err := (&net.ListenConfig{}).Listen(tb.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		tb.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
-}
-
 // start starts the server and waits until it takes orders.
 func (h *host) start() {
 	h.t.Helper()
@@ -143,7 +134,7 @@ func (h *host) launch() {
 
 func (h *host) ready() {
 	h.t.Helper()
-	poll(h.t, func() bool {
+	patience.Until(h.t, "the server to take orders", func() bool {
 		if !h.running() {
 			h.t.Fatal("the server ended")
 		}
@@ -183,8 +174,7 @@ func (h *host) shutdown(ctx context.Context) {
 
 // ask asks the edge for its process id; "" if it does not answer.
 func (h *host) ask() string {
-	ctx, cancel := context.WithTimeout(h.t.Context(), deadline)
-	defer cancel()
+	ctx := patience.Context(h.t)
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+h.cfg.Listen[0].Addr, nil)
 	if err != nil {
 		h.t.Fatal(err)
@@ -255,8 +245,7 @@ var errFound = errors.New("found")
 // exit waits for the exit of an instance.
 func (h *host) exit(id root.InstanceID) (found orders.Entry) {
 	h.t.Helper()
-	ctx, cancel := context.WithTimeout(h.t.Context(), deadline)
-	defer cancel()
+	ctx := patience.Context(h.t)
 	err := h.client.Journal(ctx, root.Stamp{}, func(e orders.Entry) error {
 		if e.Instance == id && e.Type == orders.EntryExited {
 			found = e
@@ -273,8 +262,7 @@ func (h *host) exit(id root.InstanceID) (found orders.Entry) {
 // logged waits for a line in a machine's log.
 func (h *host) logged(m root.MachineID, line string) {
 	h.t.Helper()
-	ctx, cancel := context.WithTimeout(h.t.Context(), deadline)
-	defer cancel()
+	ctx := patience.Context(h.t)
 	var lines []string
 	err := machinelog.Tail(ctx, h.cfg.LogDir("shop"), machinelog.Filter{Machine: m}, true, func(l machinelog.Line) error {
 		lines = append(lines, l.Message)
@@ -355,12 +343,12 @@ func TestExecEndsWithItsCaller(t *testing.T) {
 		}
 		return st.Processes
 	}
-	poll(t, func() bool { return processes() == 3 })
+	patience.Until(t, "the command to run", func() bool { return processes() == 3 })
 	cancel()
 	if err := <-done; err == nil {
 		t.Error("exec: got no error")
 	}
-	poll(t, func() bool { return processes() == 2 })
+	patience.Until(t, "the command to end", func() bool { return processes() == 2 })
 }
 
 func TestOutOfMemory(t *testing.T) {
@@ -415,7 +403,7 @@ func TestServerKilledAndAdopted(t *testing.T) {
 	if err := unix.Kill(dies.PID, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	poll(t, func() bool { return !alive(dies.PID) })
+	patience.Until(t, "the machine to end", func() bool { return !alive(dies.PID) })
 
 	h.start()
 	after, err := h.client.Host(t.Context())
@@ -458,7 +446,7 @@ func TestServerKilledAndAdopted(t *testing.T) {
 	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	poll(t, func() bool { got := h.ask(); return got != "" && got != edge })
+	patience.Until(t, "the next edge", func() bool { got := h.ask(); return got != "" && got != edge })
 }
 
 func TestChildrenComeBackAndNoConnectionIsRefused(t *testing.T) {
@@ -481,6 +469,7 @@ func TestChildrenComeBackAndNoConnectionIsRefused(t *testing.T) {
 					return
 				}
 				_ = c.Close()
+				<-time.After(10 * time.Millisecond) // the backlog and the host's ports are finite
 			}
 		})
 	}
@@ -495,7 +484,7 @@ func TestChildrenComeBackAndNoConnectionIsRefused(t *testing.T) {
 				t.Fatalf("kill %s: %v", name, err)
 			}
 		}
-		poll(t, func() bool { got := h.ask(); return got != "" && got != edge })
+		patience.Until(t, "the next edge", func() bool { got := h.ask(); return got != "" && got != edge })
 		h.ready()
 	}
 	close(stop)
@@ -540,7 +529,7 @@ func TestUpgradeKeepsEverything(t *testing.T) {
 	if err := unix.Kill(pid, unix.SIGUSR2); err != nil {
 		t.Fatal(err)
 	}
-	poll(t, func() bool {
+	patience.Until(t, "the server to be up again", func() bool {
 		data, err := os.ReadFile(h.log.Name())
 		return err == nil && bytes.Count(data, []byte("server is up")) == 2
 	})
@@ -587,7 +576,7 @@ func TestBuilderOnDemand(t *testing.T) {
 	if _, err := fmt.Fprint(c, "GET / HTTP/1.0\r\n\r\n"); err != nil {
 		t.Fatal(err)
 	}
-	poll(t, func() bool {
+	patience.Until(t, "the builder to end", func() bool {
 		st, err := h.client.Host(t.Context())
 		return err == nil && st.Children[childBuilder] == 0
 	})
@@ -654,13 +643,8 @@ func TestFailedStartLeavesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	select {
-	case e := <-exited:
-		if e.Status == 0 {
-			t.Error("the server started although its address was taken")
-		}
-	case <-time.After(deadline):
-		t.Fatal("the server neither started nor ended")
+	if e := patience.Receive(t, "the server to end", exited); e.Status == 0 {
+		t.Error("the server started although its address was taken")
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 
 	root "github.com/roost-run/roost"
 	"github.com/roost-run/roost/internal/orders"
+	"github.com/roost-run/roost/internal/patience"
 )
 
 func TestLifeInTheJournal(t *testing.T) {
@@ -187,7 +188,7 @@ func TestSuspendAndResume(t *testing.T) {
 	if err != nil || !out.Thawed || out.Booted {
 		t.Fatalf("resume: got %+v, %v, want thawed", out, err)
 	}
-	poll(t, func() bool { return !w.router.isMarked() })
+	patience.Until(t, "its interface to be unmarked", func() bool { return !w.router.isMarked() })
 	if out, err = s.start(t.Context(), orders.Start{}); err != nil || out.Thawed || out.Booted {
 		t.Errorf("start of a started one: got %+v, %v, want neither thawed nor booted", out, err)
 	}
@@ -291,20 +292,6 @@ func TestRemoveWakesThoseWhoWait(t *testing.T) {
 	}
 	if err := <-done; root.KindOf(err) != root.NotFound {
 		t.Errorf("waiting start: got %v, want kind not_found", err)
-	}
-}
-
-// poll waits for something that has no event.
-func poll(tb testing.TB, ok func() bool) {
-	tb.Helper()
-	for end := time.Now().Add(deadline); !ok(); {
-		if time.Now().After(end) {
-			tb.Fatal("waited in vain")
-		}
-		select {
-		case <-tb.Context().Done():
-		case <-time.After(time.Millisecond):
-		}
 	}
 }
 

@@ -3,7 +3,8 @@ package supervisor
 import (
 	"path/filepath"
 	"testing"
-	"time"
+
+	"github.com/roost-run/roost/internal/patience"
 )
 
 // flood is a log that fills the machine's pipe again while it is written to: a
@@ -51,12 +52,7 @@ func TestOutputOfAFloodEnds(t *testing.T) {
 	<-f.started
 	done := make(chan error, 1)
 	go func() { done <- o.finish() }()
-	select {
-	case err := <-done:
-		if err != nil {
-			t.Error(err)
-		}
-	case <-time.After(10 * time.Second):
-		t.Fatal("the reader never ends")
+	if err := patience.Receive(t, "the end of the reader", done); err != nil {
+		t.Error(err)
 	}
 }
