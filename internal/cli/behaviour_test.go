@@ -563,3 +563,20 @@ func TestNearest(t *testing.T) {
 		}
 	}
 }
+
+// TestMachineSaysItsApp: where no app is named, a machine's id is enough.
+func TestMachineSaysItsApp(t *testing.T) {
+	a := newAPI(t)
+	t.Chdir(t.TempDir())
+	a.answer("GET /roost/v1/orgs", 200, []client.Org{{Slug: "personal"}, {Slug: "acme"}})
+	a.answer("GET /v1/orgs/personal/machines", 200, map[string]any{"machines": []any{}})
+	a.answer("GET /v1/orgs/acme/machines", 200, map[string]any{"machines": []map[string]string{{"id": "00000000000000", "app_name": "other"}, {"id": id, "app_name": "shop"}}})
+	a.answer("POST /v1/apps/shop/machines/"+id+"/stop", 200, map[string]bool{"ok": true})
+	a.run(t, "machine", "stop", "--detach", id).want(t, exitDone, "Machine "+id+" stopped")
+	a.run(t, "machine", "stop", "--detach", "148e1234c56780").want(t, exitFailed, "Error: no app has a machine 148e1234c56780")
+	a.run(t, "machine", "stop", "shop").want(t, exitUsage, "no app was named")
+
+	one := newAPI(t)
+	one.fail("GET /roost/v1/orgs", http.StatusForbidden, "this token is for app shop")
+	one.run(t, "machine", "stop", id).want(t, exitUsage, "no app was named")
+}

@@ -10,6 +10,8 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net/http"
 	"os"
 	"os/signal"
 	"runtime"
@@ -223,6 +225,30 @@ func (f *factory) target() (app string, c *client.Client, err error) {
 		return "", nil, err
 	}
 	c, err = f.client()
+	return app, c, err
+}
+
+// machineTarget is target for a command about a machine, as its id alone says
+// which app that is: where none is named, it is looked for.
+func (f *factory) machineTarget(ctx context.Context, machine string) (app string, c *client.Client, err error) {
+	app, c, err = f.target()
+	if f.namedApp() != "" || appOf(".") != "" {
+		return app, c, err
+	}
+	if _, bad := root.ParseMachineID(machine); bad != nil {
+		return "", nil, err
+	}
+	if c, err = f.client(); err != nil {
+		return "", nil, err
+	}
+	app, err = c.AppOfMachine(ctx, machine)
+	if machines.StatusOf(err) == http.StatusForbidden { // a token for one app: it sees no others
+		_, err = f.appName()
+		return "", nil, err
+	}
+	if err == nil && app == "" {
+		err = hintError{fmt.Errorf("no app has a machine %s", machine), "`roost machine list --app APP` shows an app's"}
+	}
 	return app, c, err
 }
 

@@ -24,7 +24,7 @@ func newMachineExecCmd(f *factory) *cobra.Command {
 			"  roost machine exec --app shop --tty 148e1234c56789 sh",
 		Args: cobra.MinimumNArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			app, c, err := f.target()
+			app, c, err := f.machineTarget(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}

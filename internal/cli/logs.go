@@ -32,13 +32,7 @@ func logsCmd(f *factory, use, short string, args cobra.PositionalArgs) *cobra.Co
 	cmd := &cobra.Command{
 		Use: use, Short: short, Args: args, Example: "  roost logs --app shop --provider proxy,deploy --since 1h --no-tail",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			app, err := f.appName()
-			if err != nil {
-				return err
-			}
-			if len(args) > 0 {
-				o.Machine = args[0]
-			}
+			var err error
 			o.Follow = !noTail
 			if o.Since, err = sinceTime(since, time.Now()); err != nil {
 				return err
@@ -49,7 +43,14 @@ func logsCmd(f *factory, use, short string, args cobra.PositionalArgs) *cobra.Co
 			if since != "" && !cmd.Flags().Changed("lines") {
 				o.Lines = 0 // all of that time
 			}
-			c, err := f.client()
+			var app string
+			var c *client.Client
+			if len(args) > 0 {
+				o.Machine = args[0]
+				app, c, err = f.machineTarget(cmd.Context(), o.Machine)
+			} else {
+				app, c, err = f.target()
+			}
 			if err != nil {
 				return err
 			}

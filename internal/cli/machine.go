@@ -123,7 +123,7 @@ func machineVerb(f *factory, use, short string, act func(ctx context.Context, c 
 		Example: "  roost machine " + use + " --app shop 148e1234c56789",
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, ids []string) error {
-			app, c, err := f.target()
+			app, c, err := f.machineTarget(cmd.Context(), ids[0])
 			if err != nil {
 				return err
 			}
@@ -306,7 +306,7 @@ func newMachineStatusCmd(f *factory) *cobra.Command {
 		Use: "status ID", Aliases: []string{"show"}, Short: "Show one machine and its history", Args: cobra.ExactArgs(1),
 		Example: "  roost machine status --app shop 148e1234c56789",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			app, c, err := f.target()
+			app, c, err := f.machineTarget(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}

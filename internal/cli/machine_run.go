@@ -394,7 +394,7 @@ func newMachineUpdateCmd(f *factory) *cobra.Command {
 		Example: "  roost machine update --app shop 148e1234c56789 --image registry.localhost/shop:v2",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			app, c, err := f.target()
+			app, c, err := f.machineTarget(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}

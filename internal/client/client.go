@@ -38,6 +38,32 @@ func New(o machines.Options) *Client {
 
 const prefix = "/roost/v1"
 
+// AppOfMachine finds the app of a machine among all that the caller sees, ""
+// if it is in none.
+func (c *Client) AppOfMachine(ctx context.Context, machine string) (string, error) {
+	orgs, err := c.Orgs(ctx)
+	if err != nil {
+		return "", err
+	}
+	for _, org := range orgs {
+		var found struct {
+			Machines []struct {
+				ID  string `json:"id"`
+				App string `json:"app_name"`
+			} `json:"machines"`
+		}
+		if err := c.Do(ctx, http.MethodGet, "/v1/orgs/"+url.PathEscape(org.Slug)+"/machines", nil, &found); err != nil {
+			return "", err
+		}
+		for _, m := range found.Machines {
+			if m.ID == machine {
+				return m.App, nil
+			}
+		}
+	}
+	return "", nil
+}
+
 // Orgs lists the organisations the caller sees.
 func (c *Client) Orgs(ctx context.Context) ([]Org, error) {
 	return get[[]Org](ctx, c, prefix+"/orgs")
