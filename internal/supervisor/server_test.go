@@ -127,7 +127,11 @@ func (h *host) launch() {
 	if h.manager != nil {
 		h.manager.give(h.cmd)
 	}
-	if h.exited, err = testReaper.Start(h.cmd); err != nil {
+	h.exited, err = testReaper.Start(h.cmd)
+	for _, f := range h.cmd.ExtraFiles {
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
 		h.t.Fatal(err)
 	}
 }
