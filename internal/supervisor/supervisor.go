@@ -177,7 +177,7 @@ func runWith(ctx context.Context, cfg config.Config, argv func(child string) []s
 	if err := s.adopt(life, from); err != nil {
 		return err
 	}
-	s.keepSockets(ctx, storedMachines, nil) // taken
+	s.keepSockets(storedMachines, nil) // taken
 	s.keepFigures = s.openFigures(ctx)
 	s.children.renew(beforeErr != nil || !reflect.DeepEqual(before, cfg))
 	return s.serve(ctx, life, endLife, &released)
@@ -195,15 +195,20 @@ func (s *server) openSockets(ctx context.Context, from *inherited, anew bool) ([
 	if err != nil {
 		s.log.Warn("sockets of an earlier server process not taken over", "err", err)
 	}
-	from.drop(storedListeners)
+	unwanted := from.drop(storedListeners)
 	for name, f := range held {
 		if !slices.Contains(names, name) || anew && inside(name) {
 			_ = f.Close()
 			delete(held, name)
+			unwanted = true
 		}
 	}
-	// Before any is opened: what is not wanted any more may be in its way.
-	s.keepSockets(ctx, storedListeners, slices.Collect(maps.Values(held)))
+	if unwanted { // it may be in the way of what is to be opened
+		s.keepSockets(storedListeners, slices.Collect(maps.Values(held)))
+		if err := s.manager.barrier(ctx); err != nil {
+			s.log.Warn("systemd may hold sockets that are not wanted", "err", err)
+		}
+	}
 	sockets, err := openSockets(ctx, names, s.network.Do, held)
 	if err != nil {
 		return nil, err
@@ -212,14 +217,14 @@ func (s *server) openSockets(ctx context.Context, from *inherited, anew bool) ([
 	for _, l := range sockets {
 		files = append(files, l.file)
 	}
-	s.keepSockets(ctx, storedListeners, files)
+	s.keepSockets(storedListeners, files)
 	return sockets, nil
 }
 
 // keepSockets has systemd keep these for the next server process. Without them
 // the next one opens its own.
-func (s *server) keepSockets(ctx context.Context, name string, files []*os.File) {
-	if err := s.manager.keep(ctx, name, files); err != nil {
+func (s *server) keepSockets(name string, files []*os.File) {
+	if err := s.manager.keep(name, files); err != nil {
 		s.log.Warn("sockets not stored: a restart may refuse connections", "sockets", name, "err", err)
 	}
 }
@@ -385,7 +390,10 @@ func (s *server) serve(ctx, life context.Context, endLife context.CancelFunc, re
 		undone = s.undo(clean)
 		*released = true
 	} else {
-		s.keepSockets(clean, storedMachines, s.slots.sockets())
+		s.keepSockets(storedMachines, s.slots.sockets())
+		if err := s.manager.barrier(clean); err != nil {
+			s.log.Warn("sockets not stored: a restart may refuse connections", "err", err)
+		}
 	}
 	err = errors.Join(err, ignoreTimeout(hs.Shutdown(clean)), undone)
 	endLife()

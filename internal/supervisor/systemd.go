@@ -81,22 +81,22 @@ func (m manager) tell(state string, files ...*os.File) (err error) {
 // ready says that the unit has started.
 func (m manager) ready() error { return m.tell("READY=1\n") }
 
-// keep has these files, and no others, stored under a name.
-func (m manager) keep(ctx context.Context, name string, files []*os.File) error {
-	if m.socket == "" {
-		return nil
-	}
+// keep has these files, and no others, stored under a name; see barrier.
+func (m manager) keep(name string, files []*os.File) error {
 	err := m.tell("FDSTOREREMOVE=1\nFDNAME=" + name + "\n")
 	for some := range slices.Chunk(files, storedAtOnce) {
 		// FDPOLL=0: systemd is not to drop a socket because of its state.
 		err = errors.Join(err, m.tell("FDSTORE=1\nFDPOLL=0\nFDNAME="+name+"\n", some...))
 	}
-	return errors.Join(err, m.barrier(ctx))
+	return err
 }
 
-// barrier waits until systemd has read what was sent: messages of a process
-// that has ended may be lost.
+// barrier waits until systemd has done what it was told: until then it holds
+// what it is to drop, and messages of a process that has ended may be lost.
 func (m manager) barrier(ctx context.Context) error {
+	if m.socket == "" {
+		return nil
+	}
 	r, w, err := os.Pipe()
 	if err != nil {
 		return err
@@ -153,13 +153,15 @@ func (i *inherited) take(inodes map[uint64]bool) (map[uint64]*os.File, error) {
 }
 
 // drop closes what systemd kept under a name and nobody took.
-func (i *inherited) drop(name string) {
+func (i *inherited) drop(name string) (some bool) {
 	for ino, f := range i.kept {
 		if f.Name() == name {
 			_ = f.Close()
 			delete(i.kept, ino)
+			some = true
 		}
 	}
+	return some
 }
 
 // close drops all that nobody took.

@@ -32,7 +32,7 @@ type fakeManager struct {
 
 	mu    sync.Mutex
 	files []*os.File // their names are those that the service gave
-	told  []string
+	ready int        // how often the service was
 }
 
 func newFakeManager(t *testing.T) *fakeManager {
@@ -95,12 +95,13 @@ func (m *fakeManager) message(text string, rights []byte) error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.told = append(m.told, text)
 	name := option["FDNAME"]
 	if strings.ContainsAny(name, ": ") {
 		return errors.New("systemd takes no such name")
 	}
 	switch {
+	case option["READY"] == "1":
+		m.ready++
 	case option["FDSTOREREMOVE"] == "1":
 		kept := m.files[:0:0]
 		for _, f := range m.files {
@@ -149,18 +150,19 @@ func (m *fakeManager) count(name string) (n int) {
 	return n
 }
 
+func (m *fakeManager) starts() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.ready
+}
+
 // give changes a command so that it begins as systemd has services begin.
 func (m *fakeManager) give(cmd *exec.Cmd) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var names []string
 	for _, f := range m.files {
-		// A copy: the service may have this one dropped while it begins.
-		fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3)
-		if err != nil {
-			m.t.Fatal(err)
-		}
-		names, cmd.ExtraFiles = append(names, f.Name()), append(cmd.ExtraFiles, os.NewFile(uintptr(fd), f.Name()))
+		names = append(names, f.Name())
 	}
 	// Only the process itself knows its number.
 	self, err := os.Executable()
@@ -169,6 +171,7 @@ func (m *fakeManager) give(cmd *exec.Cmd) {
 	}
 	cmd.Args = []string{"sh", "-c", `LISTEN_PID=$$ exec "$0"`, self}
 	cmd.Path = "/bin/sh"
+	cmd.ExtraFiles = m.files
 	cmd.Env = append(cmd.Env, "NOTIFY_SOCKET="+m.socket, "LISTEN_FDS="+strconv.Itoa(len(names)), "LISTEN_FDNAMES="+strings.Join(names, ":"))
 }
 
@@ -215,10 +218,10 @@ func TestRestartRefusesNoConnection(t *testing.T) {
 	h.start()
 	i := h.started("01A", "sleep")
 	before := h.ask()
-	if got := h.manager.count(storedMachines); got != 0 {
-		t.Errorf("sockets of machines stored while the server runs: got %d, want 0", got)
-	}
 	h.terminate()
+	if got := h.manager.count(storedMachines); got != 1 {
+		t.Errorf("stored sockets of machines: got %d, want 1", got)
+	}
 
 	waiting := call(t.Context(), t, "tcp", h.cfg.Listen[0].Addr)
 	// The machine's own socket, by a short path to its directory.
@@ -252,6 +255,8 @@ func TestRestartRefusesNoConnection(t *testing.T) {
 		t.Errorf("the machine's connection: got %v, want that it waits", err)
 	}
 
+	patience.Until(t, "the machine's socket to be taken", func() bool { return h.manager.count(storedMachines) == 0 })
+
 	// An address that is not wanted any more must not be held.
 	old := h.cfg.Listen[0].Addr
 	h.terminate()
@@ -261,12 +266,9 @@ func TestRestartRefusesNoConnection(t *testing.T) {
 		_ = c.Close()
 		t.Errorf("%s is not in the configuration, and connects", old)
 	}
-	if got, want := h.manager.count(storedListeners), len(h.listeners()); got != want {
-		t.Errorf("stored listeners: got %d, want %d", got, want)
-	}
-	if err := unix.Kill(h.cmd.Process.Pid, 0); err != nil {
-		t.Error(err)
-	}
+	want := len(h.listeners())
+	patience.Until(t, "systemd to hold the listeners", func() bool { return h.manager.count(storedListeners) == want })
+	patience.Until(t, "the server to have said three times that it is ready", func() bool { return h.manager.starts() == 3 })
 }
 
 func (h *host) listeners() []orders.Listener {
@@ -294,9 +296,8 @@ func TestStoredSocketsOfARouterThatIsGone(t *testing.T) {
 	if got := h.ask(); got == "" || got == first {
 		t.Errorf("edge: got %q, want another one than %q", got, first)
 	}
-	if got, want := h.manager.count(storedListeners), len(h.listeners()); got != want {
-		t.Errorf("stored listeners: got %d, want %d", got, want)
-	}
+	want := len(h.listeners())
+	patience.Until(t, "systemd to hold the listeners", func() bool { return h.manager.count(storedListeners) == want })
 }
 
 func TestManagerThatDoesNotRead(t *testing.T) {
@@ -312,7 +313,7 @@ func TestManagerThatDoesNotRead(t *testing.T) {
 	if err := (manager{path}).barrier(ctx); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("barrier: got %v, want that the time is over", err)
 	}
-	if err := (manager{}).keep(ctx, storedListeners, nil); err != nil {
+	if err := errors.Join((manager{}).keep(storedListeners, nil), (manager{}).barrier(ctx)); err != nil {
 		t.Errorf("without systemd: %v", err)
 	}
 }
