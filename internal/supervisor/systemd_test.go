@@ -162,7 +162,12 @@ func (m *fakeManager) give(cmd *exec.Cmd) {
 	defer m.mu.Unlock()
 	var names []string
 	for _, f := range m.files {
-		names = append(names, f.Name())
+		// A copy: the service may have this one dropped while it begins.
+		fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+		if err != nil {
+			m.t.Fatal(err)
+		}
+		names, cmd.ExtraFiles = append(names, f.Name()), append(cmd.ExtraFiles, os.NewFile(uintptr(fd), f.Name()))
 	}
 	// Only the process itself knows its number.
 	self, err := os.Executable()
@@ -171,7 +176,6 @@ func (m *fakeManager) give(cmd *exec.Cmd) {
 	}
 	cmd.Args = []string{"sh", "-c", `LISTEN_PID=$$ exec "$0"`, self}
 	cmd.Path = "/bin/sh"
-	cmd.ExtraFiles = m.files
 	cmd.Env = append(cmd.Env, "NOTIFY_SOCKET="+m.socket, "LISTEN_FDS="+strconv.Itoa(len(names)), "LISTEN_FDNAMES="+strings.Join(names, ":"))
 }
 
