@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -26,6 +28,7 @@ import (
 	"github.com/roost-run/roost/internal/config"
 	"github.com/roost-run/roost/internal/image"
 	"github.com/roost-run/roost/internal/ipc"
+	"github.com/roost-run/roost/internal/patience"
 	"github.com/roost-run/roost/internal/runtime/cgroup"
 )
 
@@ -62,7 +65,7 @@ func start(tb testing.TB, edit func(*options)) *host {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	o := options{Dir: h.dir, Store: filepath.Join(dir, "store.sock"), Registry: "registry.roost.test", Idle: time.Minute, Slots: 1, Log: slog.New(slog.DiscardHandler),
+	o := options{Dir: h.dir, Store: filepath.Join(dir, "store.sock"), Registry: "registry.roost.test", Idle: time.Hour, Slots: 1, Log: slog.New(slog.DiscardHandler),
 		BuildKit: buildkit.Options{Runtime: "runc", CgroupParent: "/roost-test-" + ulid.Make().String() + "/builds", Cache: root.GiB}}
 	if edit != nil {
 		edit(&o)
@@ -254,7 +257,7 @@ func TestBuildGo(t *testing.T) {
 	if err != nil || changed.Digest == img.Digest {
 		t.Errorf("changed source: got %s, %v; want another digest", changed.Digest, err)
 	}
-	eventually(t, "the sources to be removed", func() bool {
+	patience.Until(t, "the sources to be removed", func() bool {
 		left, err := os.ReadDir(filepath.Join(h.dir, "sources"))
 		return err == nil && len(left) == 0
 	})
@@ -339,21 +342,6 @@ func stuck(t *testing.T) (command, pids string) {
 	return command, pids
 }
 
-// eventually polls until f is true.
-func eventually(t *testing.T, what string, f func() bool) {
-	t.Helper()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	deadline := time.After(20 * time.Second)
-	for !f() {
-		select {
-		case <-tick.C:
-		case <-deadline:
-			t.Fatalf("waited 20 s for: %s", what)
-		}
-	}
-}
-
 func TestCancelAndQueue(t *testing.T) {
 	t.Parallel()
 	command, pids := stuck(t)
@@ -368,7 +356,7 @@ func TestCancelAndQueue(t *testing.T) {
 		_, err := NewClient(h.socket).Build(first, Request{App: "a", Key: key("a"), Kind: KindGo, Context: id}, nil)
 		firstErr <- err
 	}()
-	eventually(t, "the build to run", func() bool {
+	patience.Until(t, "the build to run", func() bool {
 		data, err := os.ReadFile(pids)
 		running = strings.Fields(string(data))
 		return err == nil
@@ -386,39 +374,41 @@ func TestCancelAndQueue(t *testing.T) {
 		t.Errorf("cancelled build: got %v", err)
 	}
 	for _, pid := range running {
-		eventually(t, "process "+pid+" of the build to end", func() bool {
+		patience.Until(t, "process "+pid+" of the build to end", func() bool {
 			stat, err := os.ReadFile("/proc/" + pid + "/stat")
 			return err != nil || strings.Contains(string(stat), ") Z ") // its parent's parent may be slow to reap
 		})
 	}
-	eventually(t, "the source to be removed", func() bool {
+	patience.Until(t, "the source to be removed", func() bool {
 		left, err := os.ReadDir(filepath.Join(h.dir, "sources"))
 		return err == nil && len(left) == 0
 	})
 }
 
+// TestIdle: a request keeps the builder, however long it takes, and the time
+// runs from its end.
 func TestIdle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		kept, err := openContexts(t.TempDir(), contextBudget)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := &server{options: options{Idle: time.Minute, Log: slog.New(slog.DiscardHandler)}, contexts: kept, done: make(chan struct{}, 1)}
+		const begins, ends = 50 * time.Second, 20 * time.Minute
+		request := s.counted(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-time.After(ends - begins) }))
+		time.AfterFunc(begins, func() { request.ServeHTTP(nil, nil) })
+		start := time.Now()
+		s.untilIdle(t.Context())
+		if got, want := time.Since(start), ends+s.Idle; got != want {
+			t.Errorf("idle after %s, want %s", got, want)
+		}
+	})
+}
+
+func TestIdleEnds(t *testing.T) {
 	t.Parallel()
-	command, pids := stuck(t)
-	h := start(t, func(o *options) { o.Go, o.Idle = command, 300*time.Millisecond })
-	files := map[string]string{"go.mod": goMod, "main.go": "package main\nfunc main() {}\n"}
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	done := make(chan error, 1)
-	id, _ := send(t, h, "a", source(t, files))
-	go func() {
-		_, err := NewClient(h.socket).Build(ctx, Request{App: "a", Key: key("a"), Kind: KindGo, Context: id}, nil)
-		done <- err
-	}()
-	eventually(t, "the build to run", func() bool { _, err := os.Stat(pids); return err == nil })
-	select { // longer than idle: a build that runs keeps the builder
-	case err := <-done:
-		t.Fatalf("the build ended: %v", err)
-	case <-time.After(2 * time.Second):
-	}
-	cancel()
-	<-done
-	eventually(t, "the builder to end by itself", func() bool { _, err := os.Stat(h.socket); return errors.Is(err, os.ErrNotExist) })
+	h := start(t, func(o *options) { o.Idle = 50 * time.Millisecond })
+	patience.Until(t, "the builder to end by itself", func() bool { _, err := os.Stat(h.socket); return errors.Is(err, os.ErrNotExist) })
 	if err := h.stop(); err != nil {
 		t.Errorf("idle end: got %v", err)
 	}

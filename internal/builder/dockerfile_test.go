@@ -21,6 +21,7 @@ import (
 	"github.com/roost-run/roost/internal/builder/buildkit"
 	"github.com/roost-run/roost/internal/image"
 	"github.com/roost-run/roost/internal/image/imagetest"
+	"github.com/roost-run/roost/internal/patience"
 	"github.com/roost-run/roost/internal/runtime/cgroup"
 )
 
@@ -386,7 +387,7 @@ func TestDockerfileCancel(t *testing.T) {
 	if !errors.Is(err, enough) {
 		t.Errorf("got %v, want the cause", err)
 	}
-	eventually(t, "the step's processes to end", func() bool { return !running(t, "sleep\x00"+mark) })
+	patience.Until(t, "the step's processes to end", func() bool { return !running(t, "sleep\x00"+mark) })
 	// The next one is not held up.
 	if _, _, err := docker(t, h, Request{Dockerfile: "FROM shell:1\nRUN echo\n"}, nil); err != nil {
 		t.Errorf("the next build: %v", err)
@@ -469,7 +470,7 @@ func TestDockerfilePrune(t *testing.T) {
 	if _, _, err := docker(t, h, Request{Dockerfile: "FROM shell:1 AS base\nFROM base AS a\nRUN head -c 20000000 /dev/urandom > /huge\nFROM base\nCOPY --from=a /bin/sh /sh\n"}, nil); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the cache to be pruned", func() bool { return size() < 20_000_000 })
+	patience.Until(t, "the cache to be pruned", func() bool { return size() < 20_000_000 })
 	if got := inside(t, h, img, "/bin/stat", "-c", "%s", "/big"); got != sum {
 		t.Errorf("the image after pruning: got %q, want %q", got, sum)
 	}
