@@ -88,14 +88,14 @@ type Member struct {
 	closeErr  error
 }
 
-// segmentOnce sets etcd's package variable before any member starts.
-var segmentOnce sync.Once
+// tuneOnce sets etcd's package variables before any member starts.
+var tuneOnce sync.Once
 
 // Open starts the member on o.Dir, creating the directory at the first start,
 // and returns when it serves. A directory that another process holds gives
 // kind Conflict; one that cannot be read, the cause with what to do.
 func Open(ctx context.Context, o Options) (_ *Member, err error) {
-	segmentOnce.Do(func() { wal.SegmentSizeBytes = walSegment })
+	tuneOnce.Do(func() { wal.SegmentSizeBytes, watchResyncPeriod = walSegment, resync })
 	if o.Quota == 0 {
 		o.Quota = defaultQuota
 	}
