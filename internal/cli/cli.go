@@ -284,7 +284,7 @@ func (f *factory) table(none string, header []string, rows [][]string) error {
 		f.io.Notef("%s", none)
 		return nil
 	}
-	return f.io.Table(header, rows)
+	return f.io.List(header, rows)
 }
 
 // printList prints what a command found: as JSON, or as table does, with a row

@@ -289,7 +289,10 @@ func newConfigEnvCmd(f *factory) *cobra.Command {
 			if asJSON {
 				return f.io.JSON(list)
 			}
-			return f.table("No environment; [env] of fly.toml and `roost secrets set` make one", []string{"name", "kind", "value or digest"}, rows)
+			if len(rows) == 0 {
+				return f.table("No environment; [env] of fly.toml and `roost secrets set` make one", nil, nil)
+			}
+			return f.io.Table([]string{"name", "kind", "value or digest"}, rows)
 		},
 	}
 	cmd.Flags().BoolVar(&local, "local", false, "of the file, not of the release")

@@ -94,8 +94,11 @@ func newReleaseShowCmd(f *factory) *cobra.Command {
 			if !r.FinishedAt.IsZero() && !r.StartedAt.IsZero() {
 				rows = append(rows, []string{"took", short(r.FinishedAt.Sub(r.StartedAt))})
 			}
-			if r.Message != "" {
-				rows = append(rows, []string{"why", r.Message})
+			if why := r.Message; why != "" {
+				if f.io.OutTTY { // the events below have all of it
+					why, _, _ = strings.Cut(why, "\n")
+				}
+				rows = append(rows, []string{"why", why})
 			}
 			if err := f.io.Table([]string{"release", app}, rows); err != nil {
 				return err
@@ -105,7 +108,11 @@ func newReleaseShowCmd(f *factory) *cobra.Command {
 			}
 			for _, e := range events {
 				if line := eventLine(e); line != "" {
-					f.io.Printf("%s  %s\n", e.At.Local().Format("15:04:05"), line)
+					at := e.At.Local().Format("15:04:05")
+					if !f.io.OutTTY {
+						at = f.io.Time(e.At)
+					}
+					f.io.Printf("%s  %s\n", at, line)
 				}
 			}
 			return nil
@@ -172,6 +179,9 @@ func newReleaseWatchCmd(f *factory) *cobra.Command {
 func newReleaseCancelCmd(f *factory) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "cancel [VERSION]", Short: "End a rollout under way; the machines go back to the release before", Args: cobra.MaximumNArgs(1),
+		Long: `End a rollout under way; the machines go back to the release before. A release
+that serves already cannot be cancelled, also while its rollout still cleans up:
+roost rollback goes back to the one before.`,
 		Example: "  roost releases cancel --app shop",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			app, c, version, err := f.onRelease(args)
@@ -204,44 +214,70 @@ func newRollbackCmd(f *factory) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "rollback [VERSION]", Short: "Go back to a former release: its image, config and secrets", Args: cobra.MaximumNArgs(1),
 		Long: `Go back to a former release: its image, config and secrets, as a release of its
-own. Without VERSION it is the last one that was complete before the current. No
-command is run again: what a release command changed stays, and is named.`,
-		Example: "  roost rollback --app shop\n  roost rollback v7 --app shop --yes",
+own. Without VERSION it is the newest complete one that is older than what serves;
+after a rollback that is further back, not forth again. No command is run again:
+what a release command changed stays, and is named.`,
+		Example: "  roost rollback --app shop\n  roost rollback v7 --app shop --yes\n  roost rollback --dry-run",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			app, c, version, err := f.onRelease(args)
 			if err != nil {
 				return err
 			}
-			if !yes && f.io.InTTY && f.io.ErrTTY {
-				to := "the release before the current one"
-				if version > 0 {
-					to = "v" + strconv.Itoa(version)
+			if in.DryRun || !yes && f.io.InTTY && f.io.ErrTTY {
+				look := in
+				look.DryRun = true
+				r, err := c.RollBack(cmd.Context(), app, version, look)
+				if err != nil {
+					return f.unreleased(app, err)
 				}
-				ok, err := f.io.Confirm(fmt.Sprintf("Take %s back to %s?", app, to))
+				if asJSON && in.DryRun {
+					return f.io.JSON(r)
+				}
+				f.noteRollback(r)
+				if in.DryRun {
+					f.io.Printf("%s would go back to v%d: %s\n", app, r.BackTo, r.Image)
+					return nil
+				}
+				ok, err := f.io.Confirm(fmt.Sprintf("Take %s back to v%d?", app, r.BackTo))
 				if err != nil {
 					return err
 				}
 				if !ok {
 					return errors.New("nothing was changed")
 				}
+				version = r.BackTo // what was agreed to
 			}
 			r, err := c.RollBack(cmd.Context(), app, version, in)
 			if err != nil {
 				return f.unreleased(app, err)
 			}
 			if detach {
+				if r.Why != "" {
+					f.io.Notef("%s", r.Why)
+				}
 				return f.leave(app, r, asJSON)
 			}
 			return f.seeThrough(cmd.Context(), c, app, r, asJSON)
 		},
 	}
 	fl := cmd.Flags()
+	fl.BoolVar(&in.DryRun, "dry-run", false, "only say where it would go, and what would not go back with it")
 	fl.StringVar(&in.Description, "description", "", "what the list of releases says of it")
 	fl.StringVar(&in.Strategy, "strategy", "", "rolling, bluegreen or immediate (default: the former release's)")
 	fl.BoolVar(&in.CurrentSecrets, "current-secrets", false, "run it with the app's secrets of now, not with those it ran with")
 	fl.BoolVar(&detach, "detach", false, "do not wait for its end")
 	fl.BoolVarP(&yes, "yes", "y", false, "do not ask")
 	return f.onApp(jsonFlag(cmd, &asJSON))
+}
+
+// noteRollback says where a rollback would go.
+func (f *factory) noteRollback(r client.Release) {
+	if r.Why != "" {
+		f.io.Notef("%s", r.Why)
+	}
+	for _, w := range r.Warnings {
+		f.io.Notef("Warning: %s", w)
+	}
 }
 
 // leave prints a release that nobody waits for.
@@ -260,7 +296,7 @@ func (f *factory) leave(app string, r client.Release, asJSON bool) error {
 func (f *factory) unreleased(app string, err error) error {
 	switch codeOf(err) {
 	case "release_in_progress":
-		return hintError{err, fmt.Sprintf("`roost releases watch --app %s` follows it, `roost releases cancel --app %s` ends it", app, app)}
+		return hintError{err, fmt.Sprintf("`roost releases watch --app %s` follows it, `roost releases cancel --app %s` ends it; `roost deploy --queue` waits for its end", app, app)}
 	case "no_release":
 		return hintError{err, "`roost deploy --app " + app + "` makes one"}
 	}

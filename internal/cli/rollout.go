@@ -90,7 +90,7 @@ func eventLine(e client.ReleaseEvent) string {
 	case e.Warning:
 		text = "Warning: " + text
 	}
-	if subject := eventSubject(e); subject != "" {
+	if subject := eventSubject(e); subject != "" && (e.Machine == "" || !strings.Contains(text, e.Machine)) {
 		text = subject + ": " + text
 	}
 	return strings.ReplaceAll(text, "\n", "\n    ")

@@ -24,7 +24,9 @@ type IO struct {
 	// OutTTY and ErrTTY say that a person watches; InTTY that one can answer.
 	InTTY, OutTTY, ErrTTY bool
 	Color                 bool
-	Now                   func() time.Time
+	// Columns is the terminal's width; 0 asks the terminal.
+	Columns int
+	Now     func() time.Time
 
 	mu sync.Mutex // guards writes to Err
 }
@@ -80,21 +82,43 @@ func (t *IO) JSONLine(v any) error { return json.NewEncoder(t.Out).Encode(v) }
 
 // Table writes rows under a header: aligned for a person, tab-separated and
 // whole in a pipe, where the header is left out.
-func (t *IO) Table(header []string, rows [][]string) error {
+func (t *IO) Table(header []string, rows [][]string) error { return t.table(header, rows, 0) }
+
+// List is Table for things that are told apart at a glance: for a person it is
+// no wider than the terminal, and what does not fit is cut or left out.
+func (t *IO) List(header []string, rows [][]string) error {
+	return t.table(header, rows, t.columns())
+}
+
+func (t *IO) table(header []string, rows [][]string, columns int) error {
+	cells := make([][]string, len(rows))
+	for i, row := range rows {
+		cells[i] = clean(row)
+	}
 	if !t.OutTTY {
-		for _, row := range rows {
-			if _, err := fmt.Fprintln(t.Out, strings.Join(clean(row), "\t")); err != nil {
+		for _, row := range cells {
+			if _, err := fmt.Fprintln(t.Out, strings.Join(row, "\t")); err != nil {
 				return err
 			}
 		}
 		return nil
 	}
-	w := tabwriter.NewWriter(t.Out, 0, 4, 2, ' ', 0)
-	fmt.Fprintln(w, strings.ToUpper(strings.Join(header, "\t")))
-	for _, row := range rows {
-		fmt.Fprintln(w, strings.Join(clean(row), "\t"))
+	table, left := fit(header, cells, columns)
+	w := tabwriter.NewWriter(t.Out, 0, 4, columnGap, ' ', 0)
+	for i, row := range table {
+		line := strings.Join(row, "\t")
+		if i == 0 {
+			line = strings.ToUpper(line)
+		}
+		fmt.Fprintln(w, line)
 	}
-	return w.Flush()
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	if len(left) > 0 {
+		t.Notef("(too narrow for: %s)", strings.Join(left, ", "))
+	}
+	return nil
 }
 
 // clean keeps a cell from breaking the table, and control characters from
@@ -103,7 +127,7 @@ func clean(row []string) []string {
 	out := make([]string, len(row))
 	for i, cell := range row {
 		out[i] = strings.Map(func(r rune) rune {
-			if r < ' ' || r == 0x7f {
+			if r < ' ' || r >= 0x7f && r < 0xa0 {
 				return ' '
 			}
 			return r

@@ -38,6 +38,30 @@ func TestTable(t *testing.T) {
 	}
 }
 
+// TestList: as wide as the terminal, first cut, then without columns; a pipe
+// gets everything.
+func TestList(t *testing.T) {
+	header := []string{"id", "name", "image", "group"}
+	rows := [][]string{{"148e1234c56789", "amber-bird-1", "shop:deployment-01M80NX4N09D19XE8S6S1CK7AP", "web"}}
+	for name, c := range map[string]struct {
+		columns   int
+		tty       bool
+		out, note string
+	}{
+		"wide":        {200, true, "ID              NAME          IMAGE                                       GROUP\n148e1234c56789  amber-bird-1  shop:deployment-01M80NX4N09D19XE8S6S1CK7AP  web\n", ""},
+		"narrow":      {60, true, "ID              NAME          IMAGE                    GROUP\n148e1234c56789  amber-bird-1  shop:deployment-01M80N…  web\n", ""},
+		"narrower":    {40, true, "ID              NAME          GROUP\n148e1234c56789  amber-bird-1  web\n", "(too narrow for: image)\n"},
+		"very narrow": {5, true, "ID\n148e1234c56789\n", "(too narrow for: group, name, image)\n"},
+		"unknown":     {0, true, "ID              NAME          IMAGE                                       GROUP\n148e1234c56789  amber-bird-1  shop:deployment-01M80NX4N09D19XE8S6S1CK7AP  web\n", ""},
+		"pipe":        {5, false, "148e1234c56789\tamber-bird-1\tshop:deployment-01M80NX4N09D19XE8S6S1CK7AP\tweb\n", ""},
+	} {
+		var out, errs bytes.Buffer
+		if err := (&IO{Out: &out, Err: &errs, OutTTY: c.tty, Columns: c.columns}).List(header, rows); err != nil || out.String() != c.out || errs.String() != c.note {
+			t.Errorf("%s: got %q and %q, %v, want %q and %q", name, out.String(), errs.String(), err, c.out, c.note)
+		}
+	}
+}
+
 func TestTime(t *testing.T) {
 	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.FixedZone("", 3600))
 	person, pipe := &IO{OutTTY: true, Now: func() time.Time { return now }}, &IO{Now: func() time.Time { return now }}
