@@ -214,7 +214,7 @@ func TestControlKilledAtWork(t *testing.T) {
 			t.Errorf("machine %s was acknowledged and is lost", id)
 		}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	for id := range got {
 		if err := c.Destroy(ctx, app, id, true); err != nil {

@@ -1,6 +1,7 @@
 package real
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -260,8 +261,17 @@ func TestSuspendedIsNotProbed(t *testing.T) {
 	app := newApp(t)
 	c := checked()
 	c.Services[0].Autostop, c.Services[0].AutoStopAfter = machines.AutostopSuspend, new(machines.Duration(3*time.Second))
-	m := start(t, app, c)
+	m := launch(t, app, c)
+	// A request keeps it awake until it has passed.
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+app+".localhost/events", nil)
+	want(t, err)
+	resp, err := transport.RoundTrip(req)
+	want(t, err)
+	defer resp.Body.Close()
 	says(t, in, app, m.ID, "passing")
+	cancel()
 	await(t, app, m.ID, machines.StateSuspended) // its own checks do not count as load
 	before := starts(t, app, m.ID)
 
@@ -329,8 +339,13 @@ func TestLogsOfApp(t *testing.T) {
 		want(t, err)
 		return r.Stdout
 	}
-	all := read()
-	wantText(t, all, "probe listens on", a.ID, b.ID, "machine started in", "machine became reachable in")
+	all := ""
+	for _, part := range []string{"probe listens on", a.ID, b.ID, "machine started in", "machine became reachable in"} {
+		eventually(t, func() string {
+			all = read()
+			return lacks(all, part)
+		})
+	}
 	if proxy := read("--provider", "proxy"); strings.Contains(proxy, "probe listens on") || !strings.Contains(proxy, "machine started in") {
 		t.Errorf("--provider proxy:\n%s", proxy)
 	}

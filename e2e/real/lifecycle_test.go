@@ -158,9 +158,9 @@ func TestStopSignal(t *testing.T) {
 		{"default", []string{"wait"}, nil, machines.StopRequest{}, "got interrupt", 7},
 		{"configured", []string{"wait"}, &machines.StopConfig{Signal: "SIGTERM"}, machines.StopRequest{}, "got terminated", 7},
 		{"asked for", []string{"wait"}, &machines.StopConfig{Signal: "SIGTERM"}, machines.StopRequest{Signal: "SIGHUP"}, "got hangup", 7},
-		{"killed late", []string{"wait", "stubborn"}, &machines.StopConfig{Timeout: machines.Duration(time.Second)}, machines.StopRequest{}, "got interrupt", 137},
+		{"killed late", []string{"wait", "stubborn"}, &machines.StopConfig{Timeout: machines.Duration(3 * time.Second)}, machines.StopRequest{}, "got interrupt", 137},
 		{"killed at once", []string{"wait", "stubborn"}, &machines.StopConfig{Timeout: machines.Duration(time.Minute)}, machines.StopRequest{Signal: "SIGKILL"}, "waiting", 137},
-		{"time-out asked for", []string{"wait", "stubborn"}, &machines.StopConfig{Timeout: machines.Duration(time.Minute)}, machines.StopRequest{Timeout: machines.Duration(time.Second)}, "got interrupt", 137},
+		{"time-out asked for", []string{"wait", "stubborn"}, &machines.StopConfig{Timeout: machines.Duration(time.Minute)}, machines.StopRequest{Timeout: machines.Duration(3 * time.Second)}, "got interrupt", 137},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -366,12 +366,9 @@ func TestExec(t *testing.T) {
 	r, err = admin().Exec(t.Context(), app, m.ID, machines.ExecRequest{Cmd: `/app whoami "a b" c`})
 	want(t, err)
 	wantText(t, r.Stdout, `args=["a b" "c"]`)
-	began := time.Now()
 	_, err = admin().Exec(t.Context(), app, m.ID, machines.ExecRequest{Command: []string{"/app", "wait", "stubborn"}, Timeout: 1})
-	if machines.StatusOf(err) != http.StatusRequestTimeout || time.Since(began) > 10*time.Second {
-		t.Errorf("time-out: got %v after %s, want 408 after 1s", err, time.Since(began))
-	}
-	eventually(t, func() string { // and the command is gone
+	wantStatus(t, err, http.StatusRequestTimeout) // it would never end by itself
+	eventually(t, func() string {                 // and the command is gone
 		list, err := admin().Processes(t.Context(), app, m.ID)
 		want(t, err)
 		for _, p := range list {
@@ -479,7 +476,7 @@ func TestWait(t *testing.T) {
 func TestLeases(t *testing.T) {
 	t.Parallel()
 	app := newApp(t)
-	m, err := admin().Create(t.Context(), app, machines.CreateRequest{Config: web(), LeaseTTL: 60})
+	m, err := admin().Create(t.Context(), app, machines.CreateRequest{Config: web(), LeaseTTL: 600})
 	want(t, err)
 	if m.Nonce == "" {
 		t.Fatal("create with lease_ttl: no nonce")
@@ -500,10 +497,10 @@ func TestLeases(t *testing.T) {
 	wantStatus(t, err, http.StatusConflict, held...)
 	want(t, admin().SetMetadata(t.Context(), app, m.ID, "free", "yes")) // needs no lease
 	holder := admin().Holding(m.Nonce)
-	l, err := holder.AcquireLease(t.Context(), app, m.ID, 2*time.Minute, "more")
+	l, err := holder.AcquireLease(t.Context(), app, m.ID, 20*time.Minute, "more")
 	want(t, err)
-	if l.Nonce != m.Nonce || time.Until(time.Unix(l.ExpiresAt, 0)) < time.Minute {
-		t.Errorf("refresh: got %+v, want the same nonce and two minutes", l)
+	if l.Nonce != m.Nonce || time.Until(time.Unix(l.ExpiresAt, 0)) < 10*time.Minute {
+		t.Errorf("refresh: got %+v, want the same nonce and twenty minutes", l)
 	}
 	want(t, holder.Stop(t.Context(), app, m.ID, machines.StopRequest{}))
 	await(t, app, m.ID, machines.StateStopped)
@@ -513,12 +510,11 @@ func TestLeases(t *testing.T) {
 	wantStatus(t, err, http.StatusNotFound)
 
 	// A leased machine cannot be woken: the request waits until the lease ends.
-	_, err = admin().AcquireLease(t.Context(), app, m.ID, 2*time.Second, "short")
+	short, err := admin().AcquireLease(t.Context(), app, m.ID, 3*time.Second, "short")
 	want(t, err)
-	began := time.Now()
 	wantMachine(t, get(t, app, "/"), m.ID)
-	if took := time.Since(began); took < time.Second {
-		t.Errorf("a leased machine was woken after %s", took)
+	if early := time.Until(time.Unix(short.ExpiresAt, 0)); early > 0 {
+		t.Errorf("a leased machine was woken %s before the end of the lease", early)
 	}
 }
 

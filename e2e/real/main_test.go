@@ -56,7 +56,7 @@ const parallel = 8
 func TestMain(m *testing.M) {
 	suite.Main(m, parallel, func(ctx context.Context, s *suite.Suite) (err error) {
 		tests, archive = s, filepath.Join(s.Dir, "probe.tar")
-		if in, err = s.Share(ctx, "--reclaim-after=1s", "--swap=file:1GB", "--hold-timeout=20s"); err != nil {
+		if in, err = s.Share(ctx, "--reclaim-after=1s", "--swap=file:1GB", "--hold-timeout="+hold.String()); err != nil {
 			return err
 		}
 		if err := instance.BuildArchive(ctx, "./probe", probe, archive, sleep); err != nil {
@@ -72,7 +72,12 @@ func admin() *machines.Client { return in.AsRoot() }
 
 // patience bounds what a test waits for: generous, since other tests share
 // the processors.
-const patience = 30 * time.Second
+const patience = 3 * time.Minute
+
+// hold is how long the shared instance holds a request in vain: no shorter,
+// for a machine that starts on a busy host, and no longer, for tests that wait
+// for it.
+const hold = 30 * time.Second
 
 func eventually(t *testing.T, look func() (missing string)) {
 	t.Helper()
@@ -219,11 +224,34 @@ func newApp(t *testing.T, request ...machines.CreateAppRequest) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(lastWords(r.Name))
+		}
 		if err := admin().DeleteApp(context.WithoutCancel(t.Context()), r.Name, true); err != nil {
 			t.Errorf("delete app %s: %v", r.Name, err)
 		}
 	})
 	return r.Name
+}
+
+// lastWords is what a person needs to know of an app whose test has failed:
+// its machines, their newest events and what the log has last.
+func lastWords(app string) string {
+	const events, lines = 8, 15
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	var b strings.Builder
+	list, err := admin().List(ctx, app, machines.ListOptions{Deleted: true})
+	fmt.Fprintf(&b, "app %s has %d machines (%v)\n", app, len(list), err)
+	for _, m := range list {
+		fmt.Fprintf(&b, "machine %s (%s) is %s, its events:\n", m.ID, m.Name, m.State)
+		for _, e := range slices.Backward(m.Events[:min(events, len(m.Events))]) {
+			fmt.Fprintf(&b, "  %s %s/%s/%s %s\n", time.UnixMilli(e.Timestamp).UTC().Format("15:04:05.000"), e.Type, e.Status, e.Source, e.Reason)
+		}
+	}
+	r, err := in.CLI(ctx, "logs", "--app", app, "--no-tail", "--lines", fmt.Sprint(lines))
+	fmt.Fprintf(&b, "the log's end (%v):\n%s", err, r.Stdout)
+	return b.String()
 }
 
 // web is a config of the probe that serves on port 80.
@@ -237,13 +265,21 @@ func web() machines.Config {
 	}
 }
 
-// start makes a machine and waits until it runs.
-func start(t *testing.T, app string, config machines.Config) *machines.Machine {
+// launch makes a machine. One that goes to sleep soon may do so before anybody
+// has seen it run.
+func launch(t *testing.T, app string, config machines.Config) *machines.Machine {
 	t.Helper()
 	m, err := admin().Create(t.Context(), app, machines.CreateRequest{Config: config})
 	if err != nil {
 		t.Fatal(err)
 	}
+	return m
+}
+
+// start makes a machine and waits until it runs.
+func start(t *testing.T, app string, config machines.Config) *machines.Machine {
+	t.Helper()
+	m := launch(t, app, config)
 	await(t, app, m.ID, machines.StateStarted)
 	return m
 }
@@ -251,9 +287,14 @@ func start(t *testing.T, app string, config machines.Config) *machines.Machine {
 // await waits until a machine is in a state.
 func await(t *testing.T, app, id string, want machines.State) {
 	t.Helper()
-	if _, err := admin().Wait(t.Context(), app, id, machines.WaitOptions{State: want, Timeout: 30 * time.Second}); err != nil {
-		m, getErr := admin().Get(t.Context(), app, id)
-		t.Fatalf("machine %s is not %s: %v (%+v, %v)", id, want, err, m, getErr)
+	for deadline := time.Now().Add(patience); ; {
+		_, err := admin().Wait(t.Context(), app, id, machines.WaitOptions{State: want, Timeout: time.Minute})
+		if err == nil {
+			return
+		}
+		if machines.StatusOf(err) != http.StatusRequestTimeout || time.Now().After(deadline) {
+			t.Fatalf("machine %s is not %s: %v", id, want, err)
+		}
 	}
 }
 

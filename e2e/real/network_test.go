@@ -86,6 +86,10 @@ func TestNames(t *testing.T) {
 	})
 }
 
+// resolverPatience is when a resolver's own time is up: who never waits so long
+// was always answered.
+const resolverPatience = 5 * time.Second
+
 // TestPublicNamesFailFast: with or without a way out, nobody waits 5 s.
 func TestPublicNamesFailFast(t *testing.T) {
 	t.Parallel()
@@ -98,13 +102,13 @@ func TestPublicNamesFailFast(t *testing.T) {
 		return a, time.Since(began)
 	}
 	for _, ip := range []string{"::", "::1", "10.1.2.3", "192.168.0.1", "172.19.0.1", "fe80::1", "127.0.0.9", "fd00::9"} {
-		if a, took := timed("/reverse?ip=" + url.QueryEscape(ip)); took > 2*time.Second {
+		if a, took := timed("/reverse?ip=" + url.QueryEscape(ip)); took >= resolverPatience {
 			t.Errorf("reverse of %s: took %s: %s", ip, took, a.Text)
 		}
 	}
 	timed("/lookup?name=www.example.com") // may have to find out that nobody answers
 	for range 3 {
-		if a, took := timed("/lookup?name=www.example.com"); took > 2*time.Second {
+		if a, took := timed("/lookup?name=www.example.com"); took >= resolverPatience {
 			t.Errorf("www.example.com: took %s: %d %s", took, a.StatusCode, a.Text)
 		}
 	}
@@ -297,18 +301,21 @@ func TestBusy(t *testing.T) {
 	c := web()
 	c.Services[0].Autostop = machines.AutostopSuspend
 	c.Services[0].AutoStopAfter = new(machines.Duration(300 * time.Millisecond))
-	m := start(t, app, c)
+	m := launch(t, app, c)
 	if a := request(t, http.MethodPut, app, "/self?path="+url.QueryEscape("/.fly/busy?ttl=1h"), nil); a.StatusCode != http.StatusOK {
 		t.Fatalf("busy: %d %s", a.StatusCode, a.Text)
 	}
+	busy := time.Now()
 	if err := instance.Pause(t.Context(), 3*time.Second); err != nil { // ten times its idle time
 		t.Fatal(err)
 	}
-	if h := history(t, app, m.ID); state(t, app, m.ID) != machines.StateStarted || strings.Contains(strings.Join(h, " "), "suspend") {
-		t.Errorf("a busy machine was put to sleep: %v", h)
+	if got := state(t, app, m.ID); got != machines.StateStarted {
+		t.Errorf("a busy machine is %s", got)
 	}
+	still := time.Now()
 	if a := request(t, http.MethodDelete, app, "/self?path=/.fly/busy", nil); a.StatusCode != http.StatusOK {
 		t.Fatalf("not busy any more: %d %s", a.StatusCode, a.Text)
 	}
 	await(t, app, m.ID, machines.StateSuspended)
+	wantAwake(t, app, m.ID, busy.UnixMilli(), still.UnixMilli())
 }

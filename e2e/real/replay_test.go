@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/roost-run/roost/machines"
 )
@@ -111,7 +112,7 @@ func TestReplayTimeoutAndFallback(t *testing.T) {
 	}
 	await(t, app, b, machines.StateStopped)
 	// A lease keeps it from being woken, so that the target is out of reach.
-	if _, err := admin().AcquireLease(t.Context(), app, b, 30e9, "test"); err != nil {
+	if _, err := admin().AcquireLease(t.Context(), app, b, 10*time.Minute, "test"); err != nil {
 		t.Fatal(err)
 	}
 	e := wantMachine(t, at(t, app, a, replay("instance="+b+";timeout=300ms;fallback=force_self", "")), a)

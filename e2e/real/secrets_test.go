@@ -302,7 +302,7 @@ func TestProxyIntoPrivateNetwork(t *testing.T) {
 	config := web()
 	soon := machines.Duration(500 * time.Millisecond)
 	config.Services[0].Autostop, config.Services[0].AutoStopAfter = machines.AutostopSuspend, &soon
-	m := start(t, app, config)
+	m := launch(t, app, config)
 	await(t, app, m.ID, machines.StateSuspended) // by autostop
 	cmd, out := background(t, "proxy", "0:8080", app+".internal")
 	addr := ""

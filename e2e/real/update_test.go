@@ -92,7 +92,7 @@ func TestFailedUpdate(t *testing.T) {
 		spoil(&bad)
 		u, err := update(t, app, m.ID, bad)
 		if err == nil { // accepted: then it has to fail later, and say so
-			_, err = admin().Wait(t.Context(), app, m.ID, machines.WaitOptions{Version: u.InstanceID, Timeout: 5 * time.Second})
+			_, err = admin().Wait(t.Context(), app, m.ID, machines.WaitOptions{Version: u.InstanceID, Timeout: 20 * time.Second})
 		}
 		if err == nil {
 			t.Errorf("%s: the update succeeded", name)
@@ -165,7 +165,7 @@ func TestLimits(t *testing.T) {
 	c.Guest = &machines.Guest{CPUKind: "shared", CPUs: 2, MemoryMB: 512}
 	m := start(t, app, c)
 	pid := ""
-	for deadline := time.Now().Add(20 * time.Second); pid == ""; { // started is before the program's own first breath
+	for deadline := time.Now().Add(patience); pid == ""; { // started is before the program's own first breath
 		environ, err := filepath.Glob("/proc/[0-9]*/environ")
 		want(t, err)
 		for _, path := range environ {

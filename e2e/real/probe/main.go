@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -40,7 +41,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	s := &http.Server{Handler: routes(), ReadHeaderTimeout: 10 * time.Second}
+	s := &http.Server{Handler: routes(), ReadHeaderTimeout: 5 * time.Minute}
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(l) }()
 	fmt.Println("probe listens on", addr)
@@ -63,7 +64,7 @@ func get(url, want string) int {
 		fmt.Println(err)
 		return 64
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := (&http.Client{Timeout: time.Minute}).Do(req)
 	if err != nil {
 		fmt.Println(err)
 		return 2
@@ -121,7 +122,7 @@ func command(name string, args []string) int {
 		return 0
 	case "dial": // whether each address answers; names are looked up first
 		for _, addr := range args {
-			c, err := net.DialTimeout("tcp", addr, 2*time.Second)
+			c, err := net.DialTimeout("tcp", addr, dialTimeout)
 			if err != nil {
 				fmt.Println("dial", addr, "no")
 				continue
@@ -181,7 +182,16 @@ func eat(mb int) {
 	}
 }
 
+// dialTimeout is when nobody answers at an address: long enough for a busy
+// host, short enough for all the addresses that must not answer.
+const dialTimeout = 4 * time.Second
+
 var (
+	meeting struct { // requests to /meet
+		sync.Mutex
+		here int
+		all  chan struct{} // closed when they are enough
+	}
 	requests atomic.Int64
 	slow     atomic.Int64 // requests to /slow in flight
 )
@@ -261,9 +271,34 @@ func routes() http.Handler {
 		d, _ := time.ParseDuration(r.URL.Query().Get("d"))
 		slow.Add(1)
 		defer slow.Add(-1)
+		w.Header().Set("Began", strconv.FormatInt(time.Now().UnixMilli(), 10))
 		select {
 		case <-time.After(d):
+			w.Header().Set("Ended", strconv.FormatInt(time.Now().UnixMilli(), 10))
 			fmt.Fprintln(w, "slept", d, "at", os.Getenv("FLY_MACHINE_ID"))
+		case <-r.Context().Done():
+		}
+	})
+	// /meet waits until n requests to it are here, and lets no more of them in.
+	mux.HandleFunc("/meet", func(w http.ResponseWriter, r *http.Request) {
+		n, _ := strconv.Atoi(r.URL.Query().Get("n"))
+		meeting.Lock()
+		if meeting.all == nil {
+			meeting.all = make(chan struct{})
+		}
+		all := meeting.all
+		if meeting.here++; meeting.here == n {
+			close(all)
+		}
+		many := meeting.here > n
+		meeting.Unlock()
+		if many {
+			http.Error(w, "more than "+strconv.Itoa(n)+" at "+os.Getenv("FLY_MACHINE_ID"), http.StatusConflict)
+			return
+		}
+		select {
+		case <-all:
+			fmt.Fprintln(w, "met at", os.Getenv("FLY_MACHINE_ID"))
 		case <-r.Context().Done():
 		}
 	})
@@ -333,7 +368,7 @@ func routes() http.Handler {
 	})
 	mux.HandleFunc("/inflight", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, slow.Load()) })
 	mux.HandleFunc("/dial", func(w http.ResponseWriter, r *http.Request) {
-		d := net.Dialer{Timeout: 2 * time.Second}
+		d := net.Dialer{Timeout: dialTimeout}
 		c, err := d.DialContext(r.Context(), r.URL.Query().Get("net"), r.URL.Query().Get("addr"))
 		if err != nil {
 			w.WriteHeader(http.StatusBadGateway)
