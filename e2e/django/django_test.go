@@ -18,6 +18,7 @@ func TestMain(m *testing.M) {
 
 // TestShop runs the demo's steps on a real host.
 func TestShop(t *testing.T) {
+	t.Parallel()
 	s := New(tests.Own(t, Settings()...), tests.Source)
 	defer s.Close()
 	suite.Steps(t, Steps(), s)

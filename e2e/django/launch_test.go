@@ -15,11 +15,16 @@ import (
 )
 
 // TestLaunch: from source that knows nothing of Roost to a served app, by one
-// command, for a Django project as startproject makes it, a Flask app and a
-// static site. What is a file is served while every machine sleeps.
+// command, for a Django project as startproject makes it, a Flask app, a Node
+// app, a Go module and a static site, with the Dockerfiles as they are written.
+// What is a file is served while every machine sleeps.
 func TestLaunch(t *testing.T) {
+	t.Parallel() // the shop sleeps a lot
 	in, source := tests.Own(t, Settings()...), tests.Source
 	if _, err := in.LoadBase(t.Context(), source); err != nil {
+		t.Fatal(err)
+	}
+	if err := in.LoadGo(t.Context(), source, "golang:1.26"); err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range []struct {
@@ -30,6 +35,7 @@ func TestLaunch(t *testing.T) {
 		{"bare", "django-bare", "/admin/login/", "200 OK", "Django administration", "/static/admin/css/base.css", "text/css; charset=utf-8", "DJANGO Admin styles"},
 		{"tiny", "flask", "/nothing", "404 Not Found", "The requested URL was not found", "", "", ""},
 		{"chat", "node-bare", "/", "200 OK", "hi", "", "", ""},
+		{"clock", "go-std", "/?name=Ada", "200 OK", "hello Ada", "", "", ""},
 		{"home", "site", "/nothing", "404 Not Found", "404", "/", "text/html; charset=utf-8", "<h1>hi</h1>"},
 	} {
 		t.Run(c.project, func(t *testing.T) {

@@ -12,18 +12,25 @@ import (
 // own packages and kept for later runs on this host. source is the module's
 // directory.
 func (in *Instance) LoadBase(ctx context.Context, source string) (cached bool, err error) {
-	cache, err := os.UserCacheDir()
+	archive, cached, err := baseArchive(ctx, source)
 	if err != nil {
-		return false, err
-	}
-	archive := filepath.Join(cache, "roost", "debian-bookworm-slim.tar")
-	if _, err := os.Stat(archive); err == nil {
-		cached = true
-	} else if err := makeBase(ctx, source, archive); err != nil {
 		return false, err
 	}
 	_, err = in.CLI(ctx, "image", "load", archive)
 	return cached, err
+}
+
+// baseArchive is the base image's archive, made now unless it is there.
+func baseArchive(ctx context.Context, source string) (archive string, cached bool, err error) {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return "", false, err
+	}
+	archive = filepath.Join(cache, "roost", "debian-bookworm-slim.tar")
+	if _, err := os.Stat(archive); err == nil {
+		return archive, true, nil
+	}
+	return archive, false, makeBase(ctx, source, archive)
 }
 
 func makeBase(ctx context.Context, source, archive string) error {
