@@ -42,7 +42,9 @@ or print it. The authority can issue for private names only: its certificate
 says so, and whoever trusts it trusts it for nothing else.
 
 Browsers with a store of their own need it as well: Firefox in Settings,
-Certificates, Authorities, Import; Chrome on Linux with
+Certificates, Authorities, Import; Chrome and Chromium on Linux, as the person
+who uses them, with (certutil is in Debian's libnss3-tools)
+  mkdir -p $HOME/.pki/nssdb
   certutil -d sql:$HOME/.pki/nssdb -A -t C,, -n "Roost local" -i FILE`,
 		Example: "  sudo roost certs trust\n  roost certs trust --print > roost-ca.crt\n  sudo roost certs trust --undo",
 		RunE: func(cmd *cobra.Command, _ []string) error {
