@@ -232,6 +232,13 @@ func (c *children) terminate(name string, p childProcess) {
 	}
 }
 
+// end ends a child that was found running, before keepAll takes it over.
+func (c *children) end(name string) {
+	if p, ok := c.takeAdopted(name); ok {
+		c.terminate(name, p)
+	}
+}
+
 // pids lists what runs.
 func (c *children) pids() map[string]int {
 	c.mu.Lock()

@@ -67,15 +67,8 @@ func inside(name orders.Listener) bool {
 }
 
 // openSockets returns every named socket: from held, where it is, else newly
-// opened. It closes held ones when it fails.
+// opened, and then held has it too, also after a failure.
 func openSockets(ctx context.Context, names []orders.Listener, inRouter func(func() error) error, held map[orders.Listener]*os.File) (out []socket, err error) {
-	defer func() {
-		if err != nil {
-			for _, f := range held {
-				_ = f.Close()
-			}
-		}
-	}()
 	for _, name := range names {
 		if held[name] != nil {
 			out = append(out, socket{name, held[name]})

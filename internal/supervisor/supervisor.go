@@ -210,7 +210,17 @@ func (s *server) openSockets(ctx context.Context, from *inherited, anew bool) ([
 		}
 	}
 	sockets, err := openSockets(ctx, names, s.network.Do, held)
+	if unwanted && from.edge.PID != 0 && errors.Is(err, unix.EADDRINUSE) {
+		// The edge still listens where it should not any more: it would be
+		// started anew in any case, see renew.
+		s.children.end(childEdge)
+		from.edge = childProcess{}
+		sockets, err = openSockets(ctx, names, s.network.Do, held)
+	}
 	if err != nil {
+		for _, f := range held {
+			_ = f.Close()
+		}
 		return nil, err
 	}
 	var files []*os.File

@@ -287,6 +287,25 @@ func (h *host) listeners() []orders.Listener {
 	return names
 }
 
+// TestListenElsewhereWhileTheEdgeRuns: the new address and the old one, which
+// the edge has open, exclude each other.
+func TestListenElsewhereWhileTheEdgeRuns(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	_, port, err := net.SplitHostPort(h.cfg.Listen[0].Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.start()
+	first := h.ask()
+	h.kill()
+	h.cfg.Listen[0].Addr = net.JoinHostPort("0.0.0.0", port)
+	h.start()
+	if got := h.ask(); got == "" || got == first {
+		t.Errorf("edge: got %q, want another one than %q", got, first)
+	}
+}
+
 // TestStoredSocketsOfARouterThatIsGone: a socket inside a router namespace
 // that was undone answers nobody.
 func TestStoredSocketsOfARouterThatIsGone(t *testing.T) {
