@@ -135,7 +135,7 @@ func (p *process) open(ctx context.Context) error {
 	p.images, err = image.Open(ctx, image.Options{
 		Root: filepath.Join(p.cfg.Data, "images"), Budget: p.cfg.ImageBudget, KeepFor: p.cfg.ImageSweep, Domain: p.cfg.Domain,
 		Addresses: p.cfg.RegistryAddresses(), Log: p.log,
-		Mirrors: hubs.mirrors, Credentials: hubs.credentials, PlainHTTP: hubs.plainHTTP(),
+		Mirrors: hubs.mirrors, Credentials: hubs.credentials, PlainHTTP: hubs.plainHTTP(), Dial: forPulls(&p.cfg, hubs).DialContext,
 	})
 	if err != nil {
 		return err
@@ -167,7 +167,7 @@ func (p *process) open(ctx context.Context) error {
 	p.control = control.New(control.Deps{
 		Store: p.store, Catalog: p.catalog, Agent: p.agent, Vault: vault, Images: imageStore{p.images},
 		Builder: imageBuilder{p.supervisor, builder.NewClient(p.cfg.BuilderSocket()), builder.Dir(p.cfg.Data)}, Logs: logReader{p.cfg}, Journal: logWriter{p.logs}, Host: p.host,
-		Public: public{p.supervisor, p.cfg.Domain}, Poster: poster{}, KeepReleases: p.cfg.KeepReleases, Issuer: p.certs, Domain: p.cfg.Domain, Failpoint: failpoint(p.cfg),
+		Public: public{p.supervisor, p.cfg.Domain}, Poster: poster{forWebhooks(&p.cfg)}, KeepReleases: p.cfg.KeepReleases, Issuer: p.certs, Domain: p.cfg.Domain, Failpoint: failpoint(p.cfg),
 		Address: network.AddressFor, Drain: p.drain, Dial: private.DialMachine, Busy: p.keepBusy, Log: p.log,
 	})
 	return nil

@@ -17,6 +17,7 @@ import (
 	"github.com/roost-run/roost/internal/certs"
 	"github.com/roost-run/roost/internal/config"
 	"github.com/roost-run/roost/internal/control"
+	"github.com/roost-run/roost/internal/network"
 	"github.com/roost-run/roost/internal/orders"
 )
 
@@ -122,9 +123,10 @@ func boundTo(f *os.File) string {
 
 // poster tells webhooks. It follows no redirect: where the request goes is
 // what was configured.
-type poster struct{}
+type poster struct{ out *network.Outward }
 
-func (poster) Post(ctx context.Context, url string, body io.Reader) (int, error) {
+// Post implements control.Poster.
+func (p poster) Post(ctx context.Context, url string, body io.Reader) (int, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, body)
 	if err != nil {
 		return 0, err
@@ -132,7 +134,7 @@ func (poster) Post(ctx context.Context, url string, body io.Reader) (int, error)
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("User-Agent", agentName)
 	hc := &http.Client{
-		Transport:     &http.Transport{DisableKeepAlives: true, Proxy: http.ProxyFromEnvironment},
+		Transport:     &http.Transport{DisableKeepAlives: true, Proxy: http.ProxyFromEnvironment, DialContext: p.out.DialContext},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	resp, err := hc.Do(req)

@@ -595,7 +595,10 @@ func (p *puller) tags(ctx context.Context) ([]string, error) {
 
 // explain gives what went wrong with a registry a kind and a message.
 func (p *puller) explain(err error) error {
-	if err = full(err); root.KindOf(err) != root.Internal {
+	if err = full(err); root.IsKind(err, root.Forbidden) { // whoever dials says so
+		return &root.Error{Kind: root.Forbidden, Message: fmt.Sprintf("registry %s: %s; if that is meant, list it under the registries of the server's configuration", p.r.domain, root.MessageOf(err)), Err: err}
+	}
+	if root.KindOf(err) != root.Internal {
 		return err
 	}
 	host := p.r.domain

@@ -13,7 +13,7 @@ import (
 func TestBuilds(t *testing.T) {
 	t.Parallel()
 	w := newHost(t)
-	w.o.BuildsReach = []netip.Prefix{netip.MustParsePrefix("10.9.9.9/32")}
+	w.o.BuildsReach = []netip.Prefix{netip.MustParsePrefix("10.9.9.9/32"), netip.MustParsePrefix("fd00::/16"), netip.MustParsePrefix("169.254.0.0/16")}
 	w.o.Published = []uint16{8443}
 	w.open()
 	open := true
@@ -45,7 +45,7 @@ func TestBuilds(t *testing.T) {
 	h := handle(t, w.internet)
 	l, err := h.LinkByName("eth0")
 	must(t, err)
-	for _, a := range []string{"10.9.9.9/32", "10.9.9.10/32", "fd00:9::9/128"} {
+	for _, a := range []string{"10.9.9.9/32", "10.9.9.10/32", "fdab:9::9/128"} {
 		must(t, addAddress(h, l, netip.MustParsePrefix(a)))
 	}
 
@@ -59,8 +59,13 @@ func TestBuilds(t *testing.T) {
 	reaches(t, "private address, from a machine", m.ns, "tcp", at("10.9.9.10", 9000), hostPublic4)
 	refused(t, "private address", builds, "tcp", at("10.9.9.10", 9000))
 	refused(t, "private address", builds, "udp", at("10.9.9.10", 9000))
-	refused(t, "private address", builds, "tcp", at("fd00:9::9", 9000))
+	refused(t, "private address", builds, "tcp", at("fdab:9::9", 9000))
 	reaches(t, "a private address that is allowed", builds, "tcp", at("10.9.9.9", 9000), hostPublic4)
+	for _, ip := range clouds { // whatever builds may reach besides
+		a := netip.MustParseAddr(ip)
+		must(t, addAddress(h, l, netip.PrefixFrom(a, a.BitLen())))
+		refused(t, "metadata", builds, "tcp", at(ip, 9000))
+	}
 	u := addressesOf(w.o.Name, uplinkSubnet(w.o.Name, 0))
 	for _, ip := range []string{hostPublic4, u.host4.String()} {
 		refused(t, "a service of the host", builds, "tcp", at(ip, 2222))

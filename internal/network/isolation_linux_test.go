@@ -160,6 +160,12 @@ func TestRouterPorts(t *testing.T) {
 	refused(t, "the link-local gateway", m.ns, "tcp", at("fe80::1%eth0", 4280))
 }
 
+// clouds are addresses at which clouds tell a host of its credentials.
+var clouds = []string{
+	"169.254.169.254", "169.254.170.2", "169.254.42.42", "100.100.100.200", "168.63.129.16", "192.0.0.192",
+	"fd00:ec2::254", "fd00:ec2::23", "fd20:ce::254", "fd00:c1::a9fe:a9fe", "fd00:42::42", "fd00:a9fe:a9fe::1", "64:ff9b::a9fe:a9fe",
+}
+
 func TestEgress(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, 8443)
@@ -173,9 +179,16 @@ func TestEgress(t *testing.T) {
 	h := handle(t, w.internet)
 	l, err := h.LinkByName("eth0")
 	must(t, err)
-	must(t, addAddress(h, l, netip.MustParsePrefix("169.254.169.254/32")))
-	reaches(t, "metadata, from the host", w.host, "tcp", at("169.254.169.254", 9000), hostPublic4)
-	refused(t, "metadata, from a machine", m.ns, "tcp", at("169.254.169.254", 9000))
+	for _, ip := range clouds {
+		a := netip.MustParseAddr(ip)
+		must(t, addAddress(h, l, netip.PrefixFrom(a, a.BitLen())))
+		seen := hostPublic4
+		if a.Is6() {
+			seen = hostPublic6
+		}
+		reaches(t, "metadata, from the host", w.host, "tcp", at(ip, 9000), seen)
+		refused(t, "metadata, from a machine", m.ns, "tcp", at(ip, 9000))
+	}
 
 	// The host's own services.
 	serve(t, w.host, 2222)

@@ -32,8 +32,9 @@
 //     no other socket of the edge.
 //   - A machine reaches the internet and the host's other networks (a database
 //     on the host's LAN is a common neighbour), over NAT. It does not reach
-//     link-local addresses (cloud metadata), nor the host itself, on any of
-//     its addresses, except on the ports in Options.Published.
+//     link-local addresses nor clouds' metadata, nor the host itself, on any of
+//     its addresses, except on the ports in Options.Published. What the host
+//     connects to because somebody named it is held to the same, see Outward.
 //   - Builds have a place like a machine's, in a network of their own. They
 //     reach the router's DNS and public addresses: no other machine, not the
 //     host, and of private networks only what Options.BuildsReach names.

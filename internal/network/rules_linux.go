@@ -156,14 +156,16 @@ func routerRules(c *nftables.Conn, buildsReach []netip.Prefix) (sets, error) {
 
 	// Out of the host.
 	egress := &nftables.Chain{Table: t, Name: "egress"}
-	out := [][]expr.Any{
-		rule(destination("169.254.0.0/16"), drop()), // cloud metadata: credentials of the host
-		rule(destination("fe80::/10"), drop()),
+	var out [][]expr.Any
+	for _, p := range metadata {
+		out = append(out, rule(destination(p), drop()))
+	}
+	out = append(out,
 		rule(destination(PrivateIPv4), drop()),
 		rule(destination(PrivateIPv6), drop()),
 		rule(invalid(), drop()),
 		rule(tcpFlags(tcpSYN, expr.CmpOpEq, tcpSYN), clampMSS()),
-	}
+	)
 	out = append(out, buildsEgress(buildsReach)...)
 	addChain(c, egress, append(out, rule(accept()))...)
 
