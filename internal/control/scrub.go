@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	root "github.com/roost-run/roost"
 	"github.com/roost-run/roost/internal/catalog"
@@ -101,54 +102,138 @@ func (s *Images) buildSecrets(ctx context.Context, app *root.App, r *BuildReques
 	return seal.NewScrubber(slices.Concat(slices.Collect(maps.Values(given)), slices.Collect(maps.Values(values)))...), nil
 }
 
-// scrubNews masks secrets in a build's output. BuildKit's account has its
-// lines as bytes, which JSON writes in base64.
+// scrubNews masks secrets in a build's output.
 func scrubNews(s *seal.Scrubber, news func(BuildNews)) func(BuildNews) {
 	if s == nil || news == nil {
 		return news
 	}
+	status := &statusScrubber{s: s, outputs: map[outputKey]*output{}}
 	return func(n BuildNews) {
 		n.Log = s.Scrub(n.Log)
 		if len(n.Status) > 0 {
-			n.Status = scrubStatus(s, n.Status)
+			n.Status = status.scrub(n.Status)
 		}
 		news(n)
 	}
 }
 
-func scrubStatus(s *seal.Scrubber, raw json.RawMessage) json.RawMessage {
+// statusScrubber masks secrets in BuildKit's account of a build. What steps
+// write comes in pieces that may end anywhere, also in the middle of a secret:
+// what may be the beginning of one waits for the rest, or for the step's end.
+type statusScrubber struct {
+	s       *seal.Scrubber
+	outputs map[outputKey]*output
+}
+
+// outputKey is one of a step's streams.
+type outputKey struct {
+	step   string
+	stream int
+}
+
+type output struct {
+	*seal.Stream
+	last map[string]json.RawMessage // the piece that came last
+}
+
+// scrub returns the account without secrets. Its lines are bytes, which JSON
+// writes in base64. What cannot be read is left out.
+func (x *statusScrubber) scrub(raw json.RawMessage) json.RawMessage {
 	var status map[string]json.RawMessage
 	if json.Unmarshal(raw, &status) != nil {
 		return json.RawMessage(`{}`)
 	}
+	logsKey, logs, ended := "Logs", []map[string]json.RawMessage{}, map[string]bool{}
 	for key, list := range status {
-		if !strings.EqualFold(key, "logs") {
-			status[key] = json.RawMessage(s.Scrub(string(list)))
+		switch {
+		case strings.EqualFold(key, "logs"):
+			logsKey = key
+			logs = x.pieces(list)
 			continue
-		}
-		var logs []map[string]json.RawMessage
-		if json.Unmarshal(list, &logs) != nil {
-			delete(status, key)
-			continue
-		}
-		for _, log := range logs {
-			for name, value := range log {
-				var data []byte
-				if !strings.EqualFold(name, "data") || json.Unmarshal(value, &data) != nil {
-					continue
-				}
-				if masked, err := json.Marshal([]byte(s.Scrub(string(data)))); err == nil {
-					log[name] = masked
+		case strings.EqualFold(key, "vertexes"):
+			var steps []struct {
+				Digest    string
+				Completed *time.Time
+			}
+			if json.Unmarshal(list, &steps) == nil {
+				for _, step := range steps {
+					ended[step.Digest] = ended[step.Digest] || step.Completed != nil
 				}
 			}
 		}
-		if masked, err := json.Marshal(logs); err == nil {
-			status[key] = masked
+		status[key] = json.RawMessage(x.s.Scrub(string(list)))
+	}
+	for key, o := range x.outputs {
+		if !ended[key.step] {
+			continue
 		}
+		delete(x.outputs, key)
+		if held := o.Close(); held != "" {
+			logs = append(logs, piece(o.last, held))
+		}
+	}
+	delete(status, logsKey)
+	if len(logs) > 0 {
+		list, err := json.Marshal(logs)
+		if err != nil {
+			return json.RawMessage(`{}`)
+		}
+		status[logsKey] = list
 	}
 	out, err := json.Marshal(status)
 	if err != nil {
 		return json.RawMessage(`{}`)
 	}
 	return out
+}
+
+// pieces masks secrets in a list of pieces of output.
+func (x *statusScrubber) pieces(list json.RawMessage) []map[string]json.RawMessage {
+	var in, out []map[string]json.RawMessage
+	if json.Unmarshal(list, &in) != nil {
+		return nil
+	}
+	for _, log := range in {
+		var key outputKey
+		var data []byte
+		for name, value := range log {
+			var err error
+			switch strings.ToLower(name) {
+			case "vertex":
+				err = json.Unmarshal(value, &key.step)
+			case "stream":
+				err = json.Unmarshal(value, &key.stream)
+			case "data":
+				err = json.Unmarshal(value, &data)
+			}
+			if err != nil {
+				return out // nothing is shown that could not be read
+			}
+		}
+		o := x.outputs[key]
+		if o == nil {
+			o = &output{Stream: x.s.Stream()}
+			x.outputs[key] = o
+		}
+		o.last = log
+		if text := o.Write(string(data)); text != "" {
+			out = append(out, piece(log, text))
+		}
+	}
+	return out
+}
+
+// piece is a copy of log with another text.
+func piece(log map[string]json.RawMessage, text string) map[string]json.RawMessage {
+	data, err := json.Marshal([]byte(text))
+	if err != nil {
+		data = []byte(`""`)
+	}
+	log = maps.Clone(log)
+	for name := range log {
+		if strings.EqualFold(name, "data") {
+			log[name] = data
+		}
+	}
+	return log
 }

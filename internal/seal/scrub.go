@@ -20,7 +20,10 @@ const (
 // Scrubber masks secret values in text: as they are, in base64, percent-encoded
 // and as JSON writes them. Of a value of several lines each line counts. The
 // nil Scrubber masks nothing.
-type Scrubber struct{ replacer *strings.Replacer }
+type Scrubber struct {
+	replacer *strings.Replacer
+	starts   map[byte][]string // what is masked, by its first byte, the longest first
+}
 
 // NewScrubber returns one for these values; nil when none is long enough.
 func NewScrubber(values ...string) *Scrubber {
@@ -45,11 +48,12 @@ func NewScrubber(values ...string) *Scrubber {
 		return strings.Compare(a, b)
 	})
 	forms = slices.Compact(forms)
-	pairs := make([]string, 0, 2*len(forms))
+	pairs, starts := make([]string, 0, 2*len(forms)), map[byte][]string{}
 	for _, f := range forms {
 		pairs = append(pairs, f, Mask)
+		starts[f[0]] = append(starts[f[0]], f)
 	}
-	return &Scrubber{replacer: strings.NewReplacer(pairs...)}
+	return &Scrubber{replacer: strings.NewReplacer(pairs...), starts: starts}
 }
 
 // encodings are the ways in which a value commonly gets into a text.
