@@ -86,7 +86,7 @@ func TestLife(t *testing.T) {
 		StopConfig: &fly.StopConfig{Timeout: &second},
 		Services:   []fly.MachineService{{Protocol: "tcp", InternalPort: 8080, Autostop: &suspend, Ports: []fly.MachinePort{{Port: &port, Handlers: []string{"http"}}}}},
 	}
-	m, err := c.Launch(ctx, fly.LaunchMachineInput{Config: config, Name: "one", LeaseTTL: 60})
+	m, err := c.Launch(ctx, fly.LaunchMachineInput{Config: config, Name: "one", LeaseTTL: 600})
 	must(t, "launch", err)
 	must(t, "wait until started", c.Wait(ctx, m, fly.MachineStateStarted, time.Minute))
 	nonce := m.LeaseNonce
@@ -96,7 +96,7 @@ func TestLife(t *testing.T) {
 	if err := c.Stop(ctx, fly.StopMachineInput{ID: m.ID}, ""); status(err) != http.StatusConflict || !strings.Contains(err.Error(), "lease currently held by") {
 		t.Errorf("stop of a leased machine: got %v, want status 409", err)
 	}
-	ttl := 30
+	ttl := 300
 	lease, err := c.RefreshLease(ctx, m.ID, &ttl, nonce)
 	must(t, "refresh lease", err)
 	if lease.Data.Nonce != nonce || lease.Data.Version != m.InstanceID {
@@ -192,7 +192,7 @@ func TestExec(t *testing.T) {
 // listening waits until a process of the machine listens on the port, as
 // flyctl sees it.
 func listening(ctx context.Context, c *flaps.Client, id, port string) error {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	for {
 		ps, err := c.GetProcesses(ctx, id)

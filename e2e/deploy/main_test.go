@@ -27,7 +27,7 @@ const parallel = 3
 
 // patience bounds what a test waits for: generous, since other tests share
 // the processors.
-const patience = time.Minute
+const patience = 3 * time.Minute
 
 var (
 	tests   *suite.Suite

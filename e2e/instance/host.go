@@ -30,7 +30,7 @@ func ReadHost(ctx context.Context, dirs ...string) (HostState, error) {
 	}
 	for line := range strings.Lines(string(mounts)) {
 		// Fields 4.. : root, mount point, options; ids in front differ (proc_pid_mountinfo(5)).
-		if f := strings.Fields(line); len(f) > 5 {
+		if f := strings.Fields(line); len(f) > 5 && !onDemand.MatchString(f[4]) {
 			add("mount", strings.Join(f[3:6], " "))
 		}
 	}
@@ -114,6 +114,10 @@ func ReadHost(ctx context.Context, dirs ...string) (HostState, error) {
 	return s, nil
 }
 
+// onDemand is where a host's systemd mounts what it likes, when a kernel module
+// was loaded or somebody logs in.
+var onDemand = regexp.MustCompile(`^(/sys/fs/fuse/connections|/proc/sys/fs/binfmt_misc|/run/user/.*|/run/credentials/.*)$`)
+
 // unit is in the control groups of what the host's systemd starts and ends
 // whenever it likes.
 var unit = regexp.MustCompile(`\.(service|scope|slice)(/|$)`)
@@ -186,16 +190,32 @@ func CheckRestored(ctx context.Context, before HostState, marks []string, dirs .
 func (s HostState) diff(after HostState) []string {
 	var lines []string
 	for _, line := range slices.Sorted(maps.Keys(after)) {
-		if !s[line] {
+		if !s[line] && s.comparable(line) {
 			lines = append(lines, "left behind  "+line)
 		}
 	}
 	for _, line := range slices.Sorted(maps.Keys(s)) {
-		if !after[line] {
+		if !after[line] && after.comparable(line) {
 			lines = append(lines, "taken away   "+line)
 		}
 	}
 	return lines
+}
+
+// comparable reports whether a line of another state can be looked for in this
+// one. A setting that is only in one of them came with a kernel module, or
+// went with its link.
+func (s HostState) comparable(line string) bool {
+	setting, _, ok := strings.Cut(line, " = ")
+	if !ok || !strings.HasPrefix(line, "sysctl: ") {
+		return true
+	}
+	for other := range s {
+		if strings.HasPrefix(other, setting+" = ") {
+			return true
+		}
+	}
+	return false
 }
 
 // Pause waits between two looks at something that sends no event.

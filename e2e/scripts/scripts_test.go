@@ -5,7 +5,9 @@
 //
 //	fails CODE COMMAND...   it must end with that exit code
 //	keep NAME               the last output becomes the variable NAME
-//	get APP PATH            asks the app through the edge; prints status and body
+//	get APP PATH [STATUS]   asks the app through the edge, until it answers with
+//	                        the status if one is given; prints status and body
+//	await APP ID STATE      waits until a machine is in a state
 //
 // Each script has an app name of its own, $APP, whose app goes with it.
 package scripts
@@ -22,6 +24,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
@@ -29,6 +32,9 @@ import (
 	"github.com/roost-run/roost/e2e/suite"
 	"github.com/roost-run/roost/machines"
 )
+
+// patience bounds what a script waits for.
+const patience = 3 * time.Minute
 
 const probe = "registry.localhost/probe:latest"
 
@@ -57,7 +63,7 @@ func TestScripts(t *testing.T) {
 		Dir: "testdata", RequireExplicitExec: true,
 		Setup: func(e *testscript.Env) error { return setup(t, e) },
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"fails": fails, "keep": keep, "get": get,
+			"fails": fails, "keep": keep, "get": get, "await": await,
 		},
 	})
 }
@@ -115,17 +121,42 @@ func keep(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func get(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) != 2 {
-		ts.Fatalf("usage: get APP PATH")
+	if neg || len(args) != 2 && len(args) != 3 {
+		ts.Fatalf("usage: get APP PATH [STATUS]")
 	}
+	deadline := time.Now().Add(patience)
+	for {
+		status, body, err := ask(args[0], args[1])
+		ts.Check(err)
+		if len(args) == 3 && args[2] != strconv.Itoa(status) && time.Now().Before(deadline) {
+			ts.Check(instance.Pause(context.Background(), 50*time.Millisecond))
+			continue
+		}
+		_, err = fmt.Fprintf(ts.Stdout(), "%d\n%s\n", status, body)
+		ts.Check(err)
+		return
+	}
+}
+
+func ask(app, path string) (status int, body []byte, err error) {
 	hc := &http.Client{Timeout: instance.RequestTimeout, Transport: &http.Transport{DisableKeepAlives: true, DialContext: in.DialEdge}}
-	req, err := http.NewRequestWithContext(context.Background(), http.MethodGet, "http://"+args[0]+".localhost"+args[1], nil)
-	ts.Check(err)
+	req, err := http.NewRequestWithContext(context.Background(), http.MethodGet, "http://"+app+".localhost"+path, nil)
+	if err != nil {
+		return 0, nil, err
+	}
 	resp, err := hc.Do(req)
-	ts.Check(err)
+	if err != nil {
+		return 0, nil, err
+	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	ts.Check(err)
-	_, err = fmt.Fprintf(ts.Stdout(), "%d\n%s\n", resp.StatusCode, body)
+	body, err = io.ReadAll(resp.Body)
+	return resp.StatusCode, body, err
+}
+
+func await(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 3 {
+		ts.Fatalf("usage: await APP ID STATE")
+	}
+	_, err := in.AsRoot().Wait(context.Background(), args[0], args[1], machines.WaitOptions{State: machines.State(args[2])})
 	ts.Check(err)
 }

@@ -141,14 +141,17 @@ func purchaseCount(getenv func(string) string) (int, error) {
 }
 
 // serverlessOptions reads how long the serverless machine idles before it is
-// suspended, and stays so before it is stopped.
+// suspended, and stays so before it is stopped, and how long a request waits
+// for it.
 func serverlessOptions(getenv func(string) string, log *slog.Logger) (serverless.Options, error) {
 	o := serverless.Options{
 		Routes: []string{"GET /purchases/receipts", "GET /purchases/{id}/receipt"},
 		Logger: log,
 		Getenv: getenv,
 	}
-	for name, field := range map[string]*time.Duration{"SERVERLESS_STOP_AFTER": &o.IdleStop, "SERVERLESS_SUSPEND_FOR": &o.SuspendFor} {
+	for name, field := range map[string]*time.Duration{
+		"SERVERLESS_STOP_AFTER": &o.IdleStop, "SERVERLESS_SUSPEND_FOR": &o.SuspendFor, "SERVERLESS_PATIENCE": &o.Patience,
+	} {
 		value := getenv(name)
 		if value == "" {
 			continue
