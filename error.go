@@ -111,6 +111,8 @@ const (
 	CodeHostChanged      = "host_changed"        // while a place on it was sought
 	CodeLeaseHeld        = "lease_held"          // by somebody else
 	CodeReleaseRunning   = "release_in_progress" // of the same app
+	CodeReleaseServes    = "release_serves"      // already: it cannot be cancelled
+	CodeReleaseCancelled = "release_cancelled"   // before it could serve
 	CodeNoRelease        = "no_release"          // the app has none yet
 	CodeUnhealthy        = "unhealthy"           // a new version did not pass its checks
 	CodeUnsupported      = "unsupported_field"   // known on Fly, not here

@@ -265,7 +265,7 @@ func (m *machine) proven(ctx context.Context, i *instance, prove func(context.Co
 	trial, end := context.WithTimeoutCause(ctx, maxProof, root.Errorf(root.Timeout, "it took more than %s", maxProof))
 	defer end()
 	ended := make(chan error, 1)
-	go func() { ended <- prove(trial) }() //nolint:contextcheck // it is waited for below
+	go func() { ended <- prove(trial) }()
 	stop := func(err error) error {
 		end()
 		<-ended

@@ -33,7 +33,7 @@ type deployFlags struct {
 	smoke, ha      bool
 	wait, command  string
 
-	detach, buildOnly, yes, asJSON bool
+	detach, queue, buildOnly, yes, asJSON bool
 }
 
 func newDeployCmd(f *factory) *cobra.Command {
@@ -98,6 +98,7 @@ Unknown keys of the file are warned of; ` + "`roost config validate`" + ` refuse
 	fl.StringVar(&r.Description, "description", "", "what the list of releases says of it")
 	fl.StringVar(&r.Webhook, "webhook", "", "told of the end by POST (default: the file's deploy.webhook)")
 	fl.BoolVar(&o.detach, "detach", false, "do not wait for its end")
+	fl.BoolVar(&o.queue, "queue", false, "while another release is rolled out, wait for its end")
 	fl.BoolVar(&o.buildOnly, "build-only", false, "build, print the image, and deploy nothing")
 	fl.BoolVarP(&o.yes, "yes", "y", false, "do not ask")
 	_ = fl.MarkHidden("only-regions")
@@ -192,6 +193,11 @@ func (f *factory) deploy(ctx context.Context, o *deployFlags, dir string) error 
 		}
 	}
 	r, err := c.CreateRelease(ctx, app, in)
+	for o.queue && codeOf(err) == "release_in_progress" {
+		if err = f.untilFree(ctx, c, app); err == nil {
+			r, err = c.CreateRelease(ctx, app, in)
+		}
+	}
 	if err != nil {
 		return f.unreleased(app, err)
 	}
@@ -199,6 +205,18 @@ func (f *factory) deploy(ctx context.Context, o *deployFlags, dir string) error 
 		return f.leave(app, r, o.asJSON)
 	}
 	return f.seeThrough(ctx, c, app, r, o.asJSON)
+}
+
+// untilFree waits for the end of the rollout under way, whatever it is.
+func (f *factory) untilFree(ctx context.Context, c *client.Client, app string) error {
+	all, err := c.Releases(ctx, app)
+	if err != nil || len(all) == 0 || all[0].Final() { // it ended meanwhile
+		return err
+	}
+	r := all[0]
+	f.io.Notef("Release v%d of %s (%s by %s) is being rolled out: waiting for its end", r.Version, app, first(r.Description, r.Reason), r.Author)
+	_, err = c.FollowRelease(ctx, app, r.Version, "", nil)
+	return err
 }
 
 // readDeploy reads the file and puts the flags over it; no config where there

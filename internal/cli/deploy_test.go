@@ -67,7 +67,7 @@ func releases(t *testing.T, events []client.ReleaseEvent) *api {
 	a.answer("GET /v1/apps/shop", 200, machines.App{Name: "shop"})
 	a.answer("POST /roost/v1/apps/shop/releases", 200, client.Release{App: "shop", Version: 4, Status: "pending", Warnings: []string{"config.metrics is kept"}})
 	a.answer("GET /roost/v1/apps/shop/releases/4", 200, client.Release{App: "shop", Version: 4, Status: "running"})
-	a.answer("POST /roost/v1/apps/shop/releases/2/rollback", 200, client.Release{App: "shop", Version: 4, Status: "pending", Warnings: []string{"v3 ran \"migrate\""}})
+	a.answer("POST /roost/v1/apps/shop/releases/2/rollback", 200, client.Release{App: "shop", Version: 4, Status: "pending", BackTo: 2, Warnings: []string{"v3 ran \"migrate\""}})
 	a.mux.HandleFunc("GET /roost/v1/apps/shop/releases/4/events", func(w http.ResponseWriter, r *http.Request) {
 		enc := json.NewEncoder(w)
 		for _, e := range events {
@@ -336,6 +336,31 @@ func TestReleaseInProgress(t *testing.T) {
 	a.run(t, "deploy", project(t, shopFile)).want(t, exitFailed, "release v3 of shop is being rolled out", "roost releases watch --app shop", "roost releases cancel --app shop")
 }
 
+// With --queue a deploy waits for the end of another one.
+func TestDeployQueue(t *testing.T) {
+	a := newAPI(t)
+	a.answer("GET /v1/apps/shop", 200, machines.App{Name: "shop"})
+	a.answer("GET /roost/v1/apps/shop/releases", 200, []client.Release{{Version: 3, Status: "running", Reason: "deploy", Author: "eve"}})
+	ended := false
+	serve := func(version, status string) {
+		a.mux.HandleFunc("GET /roost/v1/apps/shop/releases/"+version+"/events", func(w http.ResponseWriter, _ *http.Request) {
+			ended = true
+			_ = json.NewEncoder(w).Encode(client.ReleaseEvent{ID: "01", Step: client.StepEnd, Release: &client.Release{Version: 4, Status: status}})
+		})
+	}
+	serve("3", "failed")
+	serve("4", "complete")
+	a.mux.HandleFunc("POST /roost/v1/apps/shop/releases", func(w http.ResponseWriter, _ *http.Request) {
+		if !ended {
+			w.WriteHeader(http.StatusConflict)
+			_ = json.NewEncoder(w).Encode(map[string]string{"error": "release v3 of shop is being rolled out", "status": "release_in_progress"})
+			return
+		}
+		_ = json.NewEncoder(w).Encode(client.Release{App: "shop", Version: 4, Status: "pending"})
+	})
+	a.run(t, "deploy", project(t, shopFile), "--queue").want(t, exitDone, "Release v3 of shop (deploy by eve) is being rolled out: waiting for its end", "Release v4 of shop is complete")
+}
+
 func TestRollback(t *testing.T) {
 	a := releases(t, releaseEvents("complete", ""))
 	a.run(t, "rollback", "v2", "--app", "shop", "--description", "checkout is broken").want(t, exitDone, `Warning: v3 ran "migrate"`, "Release v4 of shop is complete")
@@ -344,7 +369,7 @@ func TestRollback(t *testing.T) {
 	if sent.Description != "checkout is broken" || sent.Detach {
 		t.Errorf("asked for %+v", sent)
 	}
-	place{terminal: true, input: "n\n"}.run(t, "--url", a.URL, "rollback", "v2", "--app", "shop").want(t, exitFailed, "Take shop back to v2? [y/N]", "nothing was changed")
+	place{terminal: true, input: "n\n"}.run(t, "--url", a.URL, "rollback", "v2", "--app", "shop").want(t, exitFailed, `Warning: v3 ran "migrate"`, "Take shop back to v2? [y/N]", "nothing was changed")
 	a.run(t, "rollback", "latest", "--app", "shop").want(t, exitUsage, `"latest" is not a release such as v7`)
 	a.run(t, "release", "watch", "v4", "--app", "shop").want(t, exitDone, "is complete")
 	a.answer("GET /roost/v1/apps/shop/releases", 200, []client.Release{{Version: 4, Status: "running"}})

@@ -65,7 +65,10 @@ type Release struct {
 	StartedAt   time.Time       `json:"started_at,omitzero"`
 	FinishedAt  time.Time       `json:"finished_at,omitzero"`
 	Definition  json.RawMessage `json:"definition,omitempty"` // where one release is asked for
+	Repeats     int             `json:"repeats,omitempty"`    // the version that a rollback brought back
 	Warnings    []string        `json:"warnings,omitempty"`   // in the reply to a new one
+	BackTo      int             `json:"back_to,omitempty"`    // in the reply to a rollback: where it goes
+	Why         string          `json:"why,omitempty"`        // and why there, when nobody said where
 }
 
 // Final reports whether nothing more happens to the release.
@@ -165,6 +168,8 @@ type Rollback struct {
 	// CurrentSecrets runs the former release with the app's secrets of now; else
 	// it gets those that it ran with.
 	CurrentSecrets bool `json:"current_secrets,omitempty"`
+	// DryRun answers with what the release would be; nothing changes.
+	DryRun bool `json:"dry_run,omitempty"`
 }
 
 func releasesPath(app string) string { return prefix + "/apps/" + url.PathEscape(app) + "/releases" }
@@ -195,8 +200,8 @@ func (c *Client) Release(ctx context.Context, app string, version int) (Release,
 	return get[Release](ctx, c, releasePath(app, version))
 }
 
-// RollBack begins a release with image and config of a former one; version 0
-// is the last complete one before the current.
+// RollBack begins a release with image, config and secrets of a former one;
+// version 0 is the newest complete one that is older than what serves.
 func (c *Client) RollBack(ctx context.Context, app string, version int, in Rollback) (Release, error) {
 	return call[Release](ctx, c, http.MethodPost, releasePath(app, version)+"/rollback", in)
 }

@@ -86,7 +86,7 @@ func (s *Consoles) template(ctx context.Context, a auth.Actor, app *root.App, o 
 		if err != nil {
 			return base, nil, nil, err
 		}
-		release, pinned.Image = &r, r.Image
+		release, pinned.Image, pinned.Secrets = &r, r.Image, r.Secrets
 		if len(r.Groups) > 0 {
 			g := &r.Groups[0]
 			if d := group(&r, DefaultGroup); d != nil {

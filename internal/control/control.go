@@ -86,7 +86,7 @@ func New(d Deps) *Control {
 		d.Logs = scrubbedLogs{d.Logs, d.Vault, d.Catalog}
 	}
 	m := &Machines{Deps: d, addresses: &addresses{}}
-	releases := &Releases{Deps: d, machines: m, wake: make(chan struct{}, 1), running: map[root.AppName]context.CancelCauseFunc{}}
+	releases := &Releases{Deps: d, machines: m, wake: make(chan struct{}, 1), running: map[root.AppName]context.CancelCauseFunc{}, telling: map[state.Webhook]bool{}}
 	return &Control{
 		Orgs:     &Orgs{Deps: d},
 		Apps:     &Apps{Deps: d, machines: m},

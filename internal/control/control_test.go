@@ -24,10 +24,7 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(etcdtest.Main(m)) }
 
-const (
-	hostID   = root.HostID("5e1f00aa")
-	patience = 10 * time.Second
-)
+const hostID = root.HostID("5e1f00aa")
 
 // agent does at once what it is told and writes the status.
 type agent struct {
@@ -495,7 +492,7 @@ func TestWait(t *testing.T) {
 	answers := make(chan answer, 2)
 	for _, states := range [][]string{{"stopped", "suspended"}, {"destroyed"}} {
 		go func() {
-			r, err := w.Machines.Wait(ctx, admin, "shop", m.ID, WaitRequest{States: states, Timeout: patience})
+			r, err := w.Machines.Wait(ctx, admin, "shop", m.ID, WaitRequest{States: states, Timeout: MaxWait})
 			answers <- answer{r, err}
 		}()
 	}
@@ -508,7 +505,7 @@ func TestWait(t *testing.T) {
 		st.Events = root.PushEvent(st.Events, root.Event{ID: "7ZZZZZZZZZZZZZZZZZZZZZZZZZ", Type: "start", Status: root.StateStarted})
 	})
 	w.must(err)
-	r, err = w.Machines.Wait(ctx, admin, "shop", m.ID, WaitRequest{FromEvent: r.EventID, Timeout: patience})
+	r, err = w.Machines.Wait(ctx, admin, "shop", m.ID, WaitRequest{FromEvent: r.EventID, Timeout: MaxWait})
 	w.must(err)
 	if r.State != root.StateStarted || r.EventID != "7ZZZZZZZZZZZZZZZZZZZZZZZZZ" {
 		t.Errorf("from an event: got %+v", r)

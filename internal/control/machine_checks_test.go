@@ -95,9 +95,9 @@ func TestMachineChecksAreLeftOut(t *testing.T) {
 		t.Errorf("immediate: %d checks, want none", n)
 	}
 	d.host.refuses.Store(true)
-	back, _, err := d.Releases.Rollback(t.Context(), admin, "shop", 1, Rollback{Strategy: root.StrategyRolling})
+	back, err := d.Releases.Rollback(t.Context(), admin, "shop", 1, Rollback{Strategy: root.StrategyRolling})
 	d.must(err)
-	if r := d.ended(back.Version); r.Progress.Status != root.ReleaseComplete || ran() != 0 {
+	if r := d.ended(back.Release.Version); r.Progress.Status != root.ReleaseComplete || ran() != 0 {
 		t.Errorf("rollback: got %s %q, want it complete without checks", r.Progress.Status, r.Progress.Message)
 	}
 	r, err := d.Releases.Redeploy(t.Context(), admin, "shop", "secrets", "")

@@ -92,9 +92,12 @@ func (s *Releases) Rollback(ctx context.Context, a auth.Actor, app root.AppName,
 	if o.DryRun {
 		return out, nil
 	}
-	notices := out.Warnings
+	var notices []root.ReleaseEvent
 	if why != "" {
-		notices = append([]string{why}, notices...)
+		notices = append(notices, root.ReleaseEvent{Message: why})
+	}
+	for _, w := range out.Warnings {
+		notices = append(notices, root.ReleaseEvent{Warning: true, Message: w})
 	}
 	out.Release, err = s.begin(ctx, &r, notices...)
 	return out, err

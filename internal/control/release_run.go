@@ -52,6 +52,13 @@ func (j *journal) Shift(ctx context.Context, r *root.Release, next root.Rollout)
 		app.Release = r.Version
 		app.Routes = r.Routes
 	})
+	if root.CodeOf(err) == root.CodeReleaseCancelled {
+		by, err := j.s.Store.Cancelled(ctx, r.App)
+		if err != nil {
+			return err
+		}
+		return &rollout.CancelledError{By: by}
+	}
 	if err != nil {
 		return err
 	}
@@ -61,7 +68,6 @@ func (j *journal) Shift(ctx context.Context, r *root.Release, next root.Rollout)
 func (j *journal) Finish(ctx context.Context, r root.Rollout, status root.ReleaseStatus, message string) error {
 	p := root.Progress{Status: status, Message: message, StartedAt: j.r.Progress.StartedAt, FinishedAt: j.s.Now().UTC()}
 	j.r.Progress = p
-	j.s.webhook(ctx, j.r, j.Tell)
 	text := fmt.Sprintf("release v%d is %s", r.Version, status)
 	if first, _, _ := strings.Cut(message, "\n"); first != "" { // the rest was told with the step that failed
 		text += ": " + first
@@ -69,7 +75,7 @@ func (j *journal) Finish(ctx context.Context, r root.Rollout, status root.Releas
 	last := root.ReleaseEvent{
 		ID: ulid.Make().String(), At: j.s.Now().UTC(), Step: root.StepEnd, Failed: status != root.ReleaseComplete, Message: text, End: true,
 	}
-	if _, err := j.s.Store.FinishRollout(ctx, j.host, r, p, last); err != nil {
+	if _, err := j.s.Store.FinishRollout(ctx, j.host, r, p, last, j.r.Deploy.Webhook != "" && j.s.Poster != nil); err != nil {
 		return err
 	}
 	j.s.Journal.Log(LogEntry{App: r.App, Provider: LogDeploy, Message: text})
@@ -103,6 +109,7 @@ func (s *Releases) Run(ctx context.Context) error {
 		case <-s.wake:
 		}
 		timer.Reset(lookForRollouts)
+		s.tellWebhooks(ctx, &wg)
 		all, err := s.Store.Rollouts(ctx)
 		if err != nil {
 			if ctx.Err() == nil {

@@ -14,6 +14,7 @@ import (
 	root "github.com/roost-run/roost"
 	"github.com/roost-run/roost/internal/auth"
 	"github.com/roost-run/roost/internal/rollout"
+	"github.com/roost-run/roost/internal/state"
 )
 
 // Releases are the verbs on releases. A release is recorded and its rollout
@@ -30,6 +31,7 @@ type Releases struct {
 
 	mu      sync.Mutex
 	running map[root.AppName]context.CancelCauseFunc // of rollouts this process carries out; guarded by mu
+	telling map[state.Webhook]bool                   // webhooks that are being told; guarded by mu
 }
 
 // NewRelease asks for a release.
@@ -209,7 +211,7 @@ func checkDeploy(d *root.Deploy) error {
 }
 
 // begin records a prepared release.
-func (s *Releases) begin(ctx context.Context, r *root.Release, notices ...string) (*root.Release, error) {
+func (s *Releases) begin(ctx context.Context, r *root.Release, notices ...root.ReleaseEvent) (*root.Release, error) {
 	if _, err := rollout.Make(r, s.Catalog.Snapshot().Machines(r.App), root.Rollout{}); err != nil {
 		return nil, err
 	}
@@ -217,8 +219,8 @@ func (s *Releases) begin(ctx context.Context, r *root.Release, notices ...string
 	if err != nil {
 		return nil, err
 	}
-	for _, text := range notices {
-		e := root.ReleaseEvent{ID: ulid.Make().String(), At: s.Now().UTC(), Step: root.StepNotice, Warning: true, Message: text}
+	for _, e := range notices {
+		e.ID, e.At, e.Step = ulid.Make().String(), s.Now().UTC(), root.StepNotice
 		if err := s.Store.AddReleaseEvent(ctx, r.App, made.Version, e); err != nil {
 			s.Log.Warn("notice of a release is lost", "app", r.App, "release", made.Version, "err", err)
 		}
@@ -418,12 +420,17 @@ func (s *Releases) Redeploy(ctx context.Context, a auth.Actor, app root.AppName,
 }
 
 // Cancel ends a rollout; what it changed goes back. It returns when that is
-// asked for. Kind NotFound when that version is not being rolled out.
+// asked for. From the moment that a release serves it cannot be cancelled any
+// more: kind Precondition, code "release_serves". Kind NotFound when that
+// version is not being rolled out.
 func (s *Releases) Cancel(ctx context.Context, a auth.Actor, app root.AppName, version int) error {
 	if _, err := s.app(a, auth.ReleaseCreate, app); err != nil {
 		return err
 	}
 	if err := s.Store.CancelRollout(ctx, app, version, a.Name); err != nil {
+		if root.IsKind(err, root.NotFound) {
+			return s.notCancelled(ctx, app, version, err)
+		}
 		return err
 	}
 	s.mu.Lock()
@@ -433,6 +440,25 @@ func (s *Releases) Cancel(ctx context.Context, a auth.Actor, app root.AppName, v
 		cancel(&rollout.CancelledError{By: a.Name})
 	}
 	return nil
+}
+
+// notCancelled says how a release ended that somebody wants to cancel.
+func (s *Releases) notCancelled(ctx context.Context, app root.AppName, version int, absent error) error {
+	r, err := s.Store.Release(ctx, app, version)
+	if root.IsKind(err, root.NotFound) {
+		return absent
+	}
+	if err != nil {
+		return err
+	}
+	now, err := s.Store.App(ctx, app)
+	if err != nil {
+		return err
+	}
+	if now.Release == version {
+		return state.ServesAlready(app, version)
+	}
+	return root.Errorf(root.Precondition, "release v%d of %s has ended already: it is %s", version, app, r.Progress.Status)
 }
 
 // trim removes releases beyond those that are kept, and the protection of

@@ -9,6 +9,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/internal/patience"
 )
 
 // An image that is lost keeps no other from being kept, and who wants it back
@@ -28,7 +29,7 @@ func TestLostImage(t *testing.T) {
 	if want := []root.Digest{"sha256:four", "sha256:one", "sha256:three"}; !slices.Equal(got, want) {
 		t.Errorf("protected: got %v, want %v", got, want)
 	}
-	_, _, err := d.Releases.Rollback(t.Context(), admin, "shop", 2, Rollback{})
+	_, err := d.Releases.Rollback(t.Context(), admin, "shop", 2, Rollback{})
 	d.want(err, root.Precondition, "is no longer on this host")
 	if left, err := d.store.Rollouts(t.Context()); err != nil || len(left) != 0 {
 		t.Errorf("rollouts left: %v, %v", left, err)
@@ -44,11 +45,7 @@ func (d *deployment) killedAt(point string) *root.Release {
 	died := d.life(point)
 	r, err := d.Releases.Create(d.t.Context(), admin, "shop", n)
 	d.must(err)
-	select {
-	case <-died:
-	case <-time.After(3 * patience):
-		d.t.Fatalf("the rollout never came to %s", point)
-	}
+	patience.Receive(d.t, "the rollout to come to "+point, died)
 	return r
 }
 
@@ -100,11 +97,7 @@ func TestCancelOfAnUpdateThatHangs(t *testing.T) {
 	n.Deploy.WaitTimeout = time.Hour
 	r, err := d.Releases.Create(t.Context(), admin, "shop", n)
 	d.must(err)
-	select {
-	case <-d.host.hangs:
-	case <-time.After(3 * patience):
-		t.Fatal("the update never began")
-	}
+	patience.Receive(t, "the update to begin", d.host.hangs)
 	d.must(d.Releases.Cancel(t.Context(), admin, "shop", r.Version))
 	end := d.ended(r.Version)
 	if end.Progress.Status != root.ReleaseInterrupted || !strings.Contains(end.Progress.Message, "cancelled by") {

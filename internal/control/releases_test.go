@@ -22,6 +22,7 @@ import (
 	"github.com/roost-run/roost/internal/catalog"
 	"github.com/roost-run/roost/internal/etcd/etcdtest"
 	"github.com/roost-run/roost/internal/orders"
+	"github.com/roost-run/roost/internal/patience"
 	"github.com/roost-run/roost/internal/rollout"
 	"github.com/roost-run/roost/internal/state"
 )
@@ -75,7 +76,8 @@ type deployAgent struct {
 
 	hangs   chan struct{} // closed when a version came up that is never ready
 	givenUp chan root.InstanceID
-	began   atomic.Int32 // commands
+	began   atomic.Int32                // commands
+	dead    atomic.Pointer[atomic.Bool] // whether the process that gives orders is
 
 	refuses atomic.Bool // machine checks do not pass
 	mu      sync.Mutex
@@ -137,13 +139,16 @@ func (f *deployAgent) Replace(ctx context.Context, m *root.Machine, ready time.D
 
 // Start runs commands to their end.
 func (f *deployAgent) Start(ctx context.Context, id root.MachineID, o orders.Start) (int64, error) {
-	ctx = context.WithoutCancel(ctx)
+	if f.dead.Load().Load() {
+		return 0, errKilled // it had no time to give the order
+	}
 	m, err := f.store.Machine(ctx, id)
 	if err != nil || m.Group() != root.GroupReleaseCommand && m.Group() != root.GroupTest {
 		return f.agent.Start(ctx, id, o)
 	}
 	code := int(f.exit.Load())
 	if m.Group() == root.GroupTest {
+		ctx = context.WithoutCancel(ctx) // it ends although nobody waits
 		if code = 0; f.refuses.Load() {
 			code = 7
 		}
@@ -202,13 +207,21 @@ func (o *outside) Ask(_ context.Context, app root.AppName, q PublicQuestion) (Pu
 	return PublicAnswer{URL: "http://" + string(app) + ".localhost" + q.Path, Status: int(o.status.Load()), Body: "DisallowedHost at /"}, nil
 }
 
-// post is a webhook that refuses the first time.
+// post is a webhook that refuses the first time. It answers once hold is
+// closed, or its caller is gone.
 type post struct {
+	hold chan struct{}
+
 	mu    sync.Mutex
 	calls []string // guarded by mu
 }
 
-func (p *post) Post(_ context.Context, url string, body io.Reader) (int, error) {
+func (p *post) Post(ctx context.Context, url string, body io.Reader) (int, error) {
+	select {
+	case <-p.hold:
+	case <-ctx.Done():
+		return 0, context.Cause(ctx)
+	}
 	data, err := io.ReadAll(body)
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -263,7 +276,7 @@ type deployment struct {
 
 func newDeployment(t *testing.T) *deployment {
 	t.Helper()
-	d := &deployment{base: etcdtest.New(t), out: &outside{}, post: &post{}, images: &imageShelf{protected: map[string][]root.Digest{}}}
+	d := &deployment{base: etcdtest.New(t), out: &outside{}, post: &post{hold: make(chan struct{})}, images: &imageShelf{protected: map[string][]root.Digest{}}}
 	d.out.status.Store(200)
 	w := &world{t: t, store: state.New(d.base), now: time.Now()}
 	d.world = w
@@ -302,6 +315,7 @@ func (d *deployment) life(point string) (died <-chan struct{}) {
 	d.must(err)
 	d.must(d.cat.WaitRevision(d.t.Context(), rev))
 	d.must(d.host.settle(d.t.Context(), d.cat.Snapshot().Machines("shop")))
+	d.host.dead.Store(dead)
 	c := clientv3.NewCtxClient(context.WithoutCancel(d.t.Context()))
 	c.KV, c.Watcher, c.Lease, c.Maintenance = mortal{d.base.KV, dead}, d.base.Watcher, d.base.Lease, d.base.Maintenance
 	ctx, stop := context.WithCancel(context.WithoutCancel(d.t.Context()))
@@ -341,7 +355,7 @@ func definition(image string, env map[string]string) NewRelease {
 	}}
 	return NewRelease{
 		Image: image, Definition: []byte(`{"app":"shop"}`), Groups: []root.Group{{Name: "app", Config: web}, {Name: "worker", Config: c}},
-		Deploy: root.Deploy{WaitTimeout: patience},
+		Deploy: root.Deploy{WaitTimeout: patience.Limit},
 	}
 }
 
@@ -355,8 +369,7 @@ func (d *deployment) release(n NewRelease) *root.Release {
 
 func (d *deployment) ended(version int) *root.Release {
 	d.t.Helper()
-	ctx, cancel := context.WithTimeout(d.t.Context(), 3*patience)
-	defer cancel()
+	ctx := patience.Context(d.t)
 	for {
 		err := d.Releases.Events(ctx, admin, "shop", version, "", true, func(root.ReleaseEvent) error { return nil })
 		if err == nil {
@@ -421,9 +434,10 @@ func TestReleaseAndBack(t *testing.T) {
 	if app.Release != 2 || len(app.Routes) != 1 || d.host.began.Load() != 1 {
 		t.Errorf("app: got release %d, routes %v; commands: %d", app.Release, app.Routes, d.host.began.Load())
 	}
-	back, warnings, err := d.Releases.Rollback(t.Context(), admin, "shop", 0, Rollback{})
+	back, err := d.Releases.Rollback(t.Context(), admin, "shop", 0, Rollback{})
 	d.must(err)
-	if r := d.ended(back.Version); r.Progress.Status != root.ReleaseComplete || r.Reason != ReasonRollback || r.Image.Repository != "one" {
+	warnings := back.Warnings
+	if r := d.ended(back.Release.Version); r.Progress.Status != root.ReleaseComplete || r.Reason != ReasonRollback || r.Image.Repository != "one" {
 		t.Errorf("rollback: got %+v", r)
 	}
 	if len(warnings) != 1 || !strings.Contains(warnings[0], `v2 ran "migrate"`) {
@@ -438,7 +452,7 @@ func TestReleaseAndBack(t *testing.T) {
 			t.Errorf("metadata: got %v", md)
 		}
 	}
-	_, _, err = d.Releases.Rollback(t.Context(), admin, "shop", 9, Rollback{})
+	_, err = d.Releases.Rollback(t.Context(), admin, "shop", 9, Rollback{})
 	d.want(err, root.NotFound, "no release v9")
 }
 
@@ -491,7 +505,7 @@ func TestOneRolloutAtATime(t *testing.T) {
 	d.life("")
 	// Whether it still runs or has ended decides the store, not the moment.
 	_, _, err = d.store.CreateRelease(t.Context(), root.Release{App: "shop", Version: 1})
-	if err != nil && (!root.IsKind(err, root.Conflict) || root.CodeOf(err) != root.CodeReleaseRunning || !strings.Contains(err.Error(), "release v1")) {
+	if err != nil && (!root.IsKind(err, root.Conflict) || root.CodeOf(err) != root.CodeReleaseRunning || !strings.Contains(err.Error(), "release v1 of shop (deploy by root, since ")) {
 		t.Errorf("second: got %v", err)
 	}
 	if got := d.ended(r.Version).Progress.Status; got != root.ReleaseComplete {
@@ -618,13 +632,31 @@ func TestReleasesGoWithTheApp(t *testing.T) {
 	}
 }
 
+// A webhook is told of a release that has ended: it does not hold up the end,
+// and what comes of it is an event. The next process does what this one did
+// not come to.
 func TestWebhook(t *testing.T) {
 	d := newDeployment(t)
 	n := definition("one", map[string]string{"BAD": "1"})
 	n.Deploy.Webhook = "http://example.com/hook?secret=1"
-	r := d.release(n)
+	r := d.release(n) // while the webhook does not answer
 	if r.Progress.Status != root.ReleaseFailed {
 		t.Fatalf("got %+v", r.Progress)
+	}
+	d.life("")
+	close(d.post.hold)
+	var told *root.ReleaseEvent
+	patience.Until(t, "an event to tell of the webhook", func() bool {
+		d.must(d.Releases.Events(t.Context(), admin, "shop", 1, "", false, func(e root.ReleaseEvent) error {
+			if e.Step == root.StepWebhook {
+				told = &e
+			}
+			return nil
+		}))
+		return told != nil
+	})
+	if told.Warning || !strings.Contains(told.Message, "example.com") || strings.Contains(told.Message, "secret") {
+		t.Errorf("event: got %+v", told)
 	}
 	d.post.mu.Lock()
 	calls := d.post.calls
@@ -632,13 +664,8 @@ func TestWebhook(t *testing.T) {
 	if len(calls) != 2 || !strings.Contains(calls[1], `"status":"failed"`) || !strings.Contains(calls[1], `"release":1`) {
 		t.Errorf("calls: got %q, want a second one after the first was refused", calls)
 	}
-	told := false
-	d.must(d.Releases.Events(t.Context(), admin, "shop", 1, "", false, func(e root.ReleaseEvent) error {
-		told = told || e.Step == root.StepWebhook && strings.Contains(e.Message, "example.com") && !strings.Contains(e.Message, "secret")
-		return nil
-	}))
-	if !told {
-		t.Error("no event tells of the webhook")
+	if left, err := d.store.Webhooks(t.Context(), hostID); err != nil || len(left) != 0 {
+		t.Errorf("left to tell: %v, %v", left, err)
 	}
 	n.Deploy.Webhook = "file:///etc/passwd"
 	_, err := d.Releases.Create(t.Context(), admin, "shop", n)
@@ -669,6 +696,7 @@ func TestReleaseRefusals(t *testing.T) {
 		t.Errorf("list: got %d, %v", len(list), err)
 	}
 	d.release(definition("one", nil))
+	d.want(d.Releases.Cancel(t.Context(), admin, "shop", 1), root.Precondition, "serves already, it is too late to cancel it")
 	n := definition("two", nil)
 	n.Deploy.Strategy = root.StrategyBlueGreen
 	_, err = d.Releases.Create(t.Context(), admin, "shop", n)
@@ -714,11 +742,7 @@ func TestKilledAtEveryPoint(t *testing.T) {
 			died := d.life(point)
 			r, err := d.Releases.Create(t.Context(), admin, "shop", n)
 			d.must(err)
-			select {
-			case <-died:
-			case <-time.After(3 * patience):
-				t.Fatalf("the rollout never came to %s", point)
-			}
+			patience.Receive(t, "the rollout to come to "+point, died)
 			d.life("")
 			end := d.ended(r.Version)
 			if d.host.began.Load() != 1 {

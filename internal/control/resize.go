@@ -66,7 +66,7 @@ func (s *Scale) Resize(ctx context.Context, a auth.Actor, app root.AppName, c Re
 		updated, err := s.machines.Update(ctx, a, app, m.ID, UpdateMachine{
 			CurrentVersion: string(m.Spec.Instance), Config: next.Spec.Config, Source: next.Spec.Source,
 			SkipLaunch: !m.Status.State.Running() && m.Status.State != root.StateStarting,
-			Release:    &Pinned{Image: m.Spec.Image, Release: max(m.Spec.Release, release.Version), Secrets: found.Secrets},
+			Release:    &Pinned{Image: m.Spec.Image, Release: max(m.Spec.Release, release.Version), Secrets: m.Spec.Secrets},
 		})
 		if err != nil {
 			return &root.Error{Kind: root.KindOf(err), Code: root.CodeOf(err), Message: fmt.Sprintf("machine %s: %s", m.ID, root.MessageOf(err)), Err: err}

@@ -395,7 +395,7 @@ func (s *Scale) add(ctx context.Context, a auth.Actor, app *root.App, r *root.Re
 	a.Origin = root.OriginUser
 	m, err := s.machines.Create(ctx, a, app.Name, CreateMachine{
 		Region: string(step.Region), Config: c, Source: source,
-		Release: &Pinned{Image: image, Release: r.Version, Secrets: app.Secrets},
+		Release: &Pinned{Image: image, Release: r.Version, Secrets: r.Secrets},
 	})
 	if err != nil {
 		return "", err

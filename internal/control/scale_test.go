@@ -14,6 +14,7 @@ import (
 	root "github.com/roost-run/roost"
 	"github.com/roost-run/roost/internal/auth"
 	"github.com/roost-run/roost/internal/orders"
+	"github.com/roost-run/roost/internal/patience"
 )
 
 // groups are two process groups, as a release has them.
@@ -272,13 +273,9 @@ func TestDial(t *testing.T) {
 	if now := w.Machines.Catalog.Snapshot().Machine(m.ID); got.ID != m.ID || now.Status.State != root.StateStarted {
 		t.Errorf("got %s, %s, want %s, woken", got.ID, now.Status.State, m.ID)
 	}
-	select { // it comes from a goroutine of its own
-	case id := <-busy:
-		if id != m.Spec.Instance {
-			t.Errorf("%s is kept awake, want %s", id, m.Spec.Instance)
-		}
-	case <-time.After(patience):
-		t.Fatal("nothing keeps the machine awake")
+	// It comes from a goroutine of its own.
+	if id := patience.Receive(t, "somebody to keep the machine awake", busy); id != m.Spec.Instance {
+		t.Errorf("%s is kept awake, want %s", id, m.Spec.Instance)
 	}
 	w.must(conn.Close())
 	_, _, err = w.Machines.Dial(ctx, admin, "shop", m.ID, 0)

@@ -193,7 +193,7 @@ func (w *world) release(secrets int, groups ...root.Group) root.Release {
 	})
 	w.must(err)
 	w.must(w.store.HoldRollout(ctx, "shop", hostID, func(ctx context.Context) error {
-		_, err := w.store.FinishRollout(ctx, hostID, root.Rollout{App: "shop", Version: r.Version}, root.Progress{Status: root.ReleaseComplete}, root.ReleaseEvent{ID: "E", End: true})
+		_, err := w.store.FinishRollout(ctx, hostID, root.Rollout{App: "shop", Version: r.Version}, root.Progress{Status: root.ReleaseComplete}, root.ReleaseEvent{ID: "E", End: true}, false)
 		return err
 	}))
 	rev, err := w.store.EditApp(ctx, "shop", func(a *root.App) error { a.Release = r.Version; return nil })

@@ -7,10 +7,13 @@ import (
 	"fmt"
 	"io"
 	"net/url"
+	"sync"
 	"time"
 
+	"github.com/oklog/ulid/v2"
+
 	root "github.com/roost-run/roost"
-	"github.com/roost-run/roost/internal/rollout"
+	"github.com/roost-run/roost/internal/state"
 )
 
 // Poster sends a document to a URL by POST and returns the answer's status.
@@ -20,7 +23,7 @@ type Poster interface {
 
 const (
 	// webhookTries and webhookPause: whoever is told of failures may restart.
-	webhookTries = 3
+	webhookTries = 4
 	webhookPause = time.Second
 	webhookTime  = 5 * time.Second
 )
@@ -52,11 +55,68 @@ func checkWebhook(s string) error {
 	return nil
 }
 
-// webhook tells of the end of a release; what came of it is an event.
-func (s *Releases) webhook(ctx context.Context, r *root.Release, tell rollout.Tell) {
-	if r.Deploy.Webhook == "" || s.Poster == nil {
+// tellWebhooks begins to tell the webhooks that are left to this host, by
+// releases that ended just now or under a process before this one.
+func (s *Releases) tellWebhooks(ctx context.Context, wg *sync.WaitGroup) {
+	if s.Poster == nil {
 		return
 	}
+	all, err := s.Store.Webhooks(ctx, s.Host)
+	if err != nil {
+		if ctx.Err() == nil {
+			s.Log.Warn("webhooks that are to be told", "err", err)
+		}
+		return
+	}
+	for _, h := range all {
+		s.mu.Lock()
+		if !s.telling[h] {
+			s.telling[h] = true
+			wg.Go(func() {
+				s.tellWebhook(ctx, h)
+				s.mu.Lock()
+				delete(s.telling, h)
+				s.mu.Unlock()
+			})
+		}
+		s.mu.Unlock()
+	}
+}
+
+// tellWebhook tells one webhook; what came of it is an event of the release.
+// When ctx ends the next process does it.
+func (s *Releases) tellWebhook(ctx context.Context, h state.Webhook) {
+	r, err := s.Store.Release(ctx, h.App, h.Version)
+	e := root.ReleaseEvent{Step: root.StepWebhook}
+	switch {
+	case root.IsKind(err, root.NotFound): // it went with its app
+	case err != nil:
+		if ctx.Err() == nil {
+			s.Log.Warn("webhook", "app", h.App, "release", h.Version, "err", err)
+		}
+		return
+	default:
+		e.Message, err = s.postWebhook(ctx, &r)
+		e.Warning = err != nil
+		if err != nil {
+			e.Message = root.MessageOf(err)
+		}
+	}
+	if ctx.Err() != nil {
+		return
+	}
+	e.ID, e.At = ulid.Make().String(), s.Now().UTC()
+	if err := s.Store.WebhookDone(ctx, h, e); err != nil && ctx.Err() == nil {
+		s.Log.Warn("webhook", "app", h.App, "release", h.Version, "err", err)
+		return
+	}
+	if e.Message != "" {
+		s.Journal.Log(LogEntry{App: h.App, Provider: LogDeploy, Message: e.Message})
+	}
+}
+
+// postWebhook tries until somebody took the news, or it was tried often.
+func (s *Releases) postWebhook(ctx context.Context, r *root.Release) (string, error) {
 	p := r.Progress
 	text := fmt.Sprintf("%s: release v%d is %s", r.App, r.Version, p.Status)
 	if p.Message != "" {
@@ -67,8 +127,7 @@ func (s *Releases) webhook(ctx context.Context, r *root.Release, tell rollout.Te
 		Description: r.Description, Author: r.Author, Image: r.Image.Ref(), FinishedAt: p.FinishedAt,
 	})
 	if err != nil {
-		s.Log.Error("webhook", "app", r.App, "err", err)
-		return
+		return "", err
 	}
 	host := r.Deploy.Webhook
 	if u, err := url.Parse(host); err == nil {
@@ -79,7 +138,7 @@ func (s *Releases) webhook(ctx context.Context, r *root.Release, tell rollout.Te
 		if try > 0 {
 			select {
 			case <-ctx.Done():
-				return
+				return "", context.Cause(ctx)
 			case <-time.After(webhookPause << try):
 			}
 		}
@@ -91,11 +150,10 @@ func (s *Releases) webhook(ctx context.Context, r *root.Release, tell rollout.Te
 			s.Log.Info("webhook", "app", r.App, "try", try+1, "err", err)
 			why = "it cannot be reached"
 		case status < 300:
-			tell(root.ReleaseEvent{Step: root.StepWebhook, Message: "the webhook at " + host + " was told"})
-			return
+			return "the webhook at " + host + " was told", nil
 		default:
 			why = fmt.Sprintf("it answered %d", status)
 		}
 	}
-	tell(root.ReleaseEvent{Step: root.StepWebhook, Warning: true, Message: fmt.Sprintf("the webhook at %s was not told: %s", host, why)})
+	return "", root.Errorf(root.Unavailable, "the webhook at %s was not told, although it was tried %d times: %s", host, webhookTries, why)
 }

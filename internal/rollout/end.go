@@ -84,7 +84,11 @@ func (e *Executor) finish(ctx context.Context, status root.ReleaseStatus, messag
 // turn notes that the rollout goes back, and why.
 func (e *Executor) turn(ctx context.Context, cause error, work context.Context) error {
 	status, why := root.ReleaseFailed, root.MessageOf(cause)
-	if c, ok := errors.AsType[*CancelledError](context.Cause(work)); ok {
+	c, ok := errors.AsType[*CancelledError](context.Cause(work))
+	if !ok {
+		c, ok = errors.AsType[*CancelledError](cause)
+	}
+	if ok {
 		status, why = root.ReleaseInterrupted, c.Error()
 	} else if root.KindOf(cause) == root.Internal {
 		e.o.Log.Error("rollout failed", "app", e.r.App, "release", e.r.Version, "err", cause)

@@ -70,7 +70,9 @@ type Memory interface {
 	// Remember keeps what m was; only the first call for a machine counts.
 	Remember(ctx context.Context, m *root.Machine) error
 	Remembered(ctx context.Context, app root.AppName) (map[root.MachineID]*root.Machine, error)
-	// Shift makes the release the one that serves, and saves j.
+	// Shift makes the release the one that serves, and saves j; a
+	// *CancelledError when somebody asked for the end before it could. It is the
+	// point of no return: nobody can ask afterwards.
 	Shift(ctx context.Context, r *root.Release, j root.Rollout) error
 	// Finish ends the rollout; nothing of the journal is left.
 	Finish(ctx context.Context, j root.Rollout, status root.ReleaseStatus, message string) error
@@ -241,6 +243,9 @@ func (e *Executor) forward(ctx, work context.Context) error {
 	next.Shifted = true
 	e.mu.Unlock()
 	if err := e.o.Memory.Shift(ctx, e.r, next); err != nil {
+		if cancelled, ok := errors.AsType[*CancelledError](err); ok { // just before it
+			return cancelled
+		}
 		return &journalError{err}
 	}
 	e.mu.Lock()

@@ -36,6 +36,12 @@ func rolloutUnder(app root.AppName) string { return rolloutsPrefix + string(app)
 func journalKey(app root.AppName) string   { return rolloutUnder(app) + "journal" }
 func ownerKey(app root.AppName) string     { return rolloutUnder(app) + "owner" }
 func cancelKey(app root.AppName) string    { return rolloutUnder(app) + "cancel" }
+
+const webhooksPrefix = "webhooks/"
+
+func webhookKey(app root.AppName, version int) string {
+	return fmt.Sprintf("%s%s/%08d", webhooksPrefix, app, version)
+}
 func formersUnder(app root.AppName) string { return rolloutUnder(app) + "before/" }
 
 // CreateRelease stores r as the app's next version, with a rollout that is to
@@ -56,8 +62,7 @@ func (s *Store) CreateRelease(ctx context.Context, r root.Release) (root.Release
 			return 0, err
 		}
 		if running != nil {
-			return 0, &root.Error{Kind: root.Conflict, Code: root.CodeReleaseRunning,
-				Message: fmt.Sprintf("release v%d of %s is being rolled out: wait until it has ended, or cancel it with \"roost releases cancel v%d\"", running.Version, r.App, running.Version)}
+			return 0, s.releaseRunning(ctx, r.App, running.Version)
 		}
 		last, err := s.lastRelease(ctx, r.App)
 		if err != nil {
@@ -71,6 +76,23 @@ func (s *Store) CreateRelease(ctx context.Context, r root.Release) (root.Release
 			clientv3.OpPut(journalKey(r.App), encode(fromRollout(j))))
 	})
 	return r, rev, err
+}
+
+// releaseRunning says which rollout is under way, whose and since when.
+func (s *Store) releaseRunning(ctx context.Context, app root.AppName, version int) error {
+	r, err := s.Release(ctx, app, version)
+	if err != nil && !root.IsKind(err, root.NotFound) {
+		return err
+	}
+	whose := ""
+	if err == nil {
+		whose = fmt.Sprintf(" (%s by %s, since %s)", r.Reason, r.Author, r.CreatedAt.UTC().Format("15:04:05 UTC"))
+		if r.Description != "" {
+			whose = fmt.Sprintf(" (%s by %s, %q, since %s)", r.Reason, r.Author, r.Description, r.CreatedAt.UTC().Format("15:04:05 UTC"))
+		}
+	}
+	return &root.Error{Kind: root.Conflict, Code: root.CodeReleaseRunning, Message: fmt.Sprintf(
+		"release v%d of %s%s is being rolled out: watch it with \"roost releases watch v%d\", or end it with \"roost releases cancel v%d\"", version, app, whose, version, version)}
 }
 
 // lastRelease is the newest release's version, 0 without any.
@@ -279,8 +301,14 @@ func (s *Store) SaveRollout(ctx context.Context, host root.HostID, r root.Rollou
 	return rev, wrap("save rollout of "+string(r.App), err)
 }
 
+// errCancelled keeps a rollout from its shift.
+func errCancelled(app root.AppName) error {
+	return &root.Error{Kind: root.Conflict, Code: root.CodeReleaseCancelled, Message: fmt.Sprintf("the rollout of %s was cancelled", app)}
+}
+
 // ShiftRollout makes the rollout's release the one that serves: f changes the
-// app's record, together with the journal.
+// app's record, together with the journal. Kind Conflict, code
+// "release_cancelled", when somebody asked for the end of it before.
 func (s *Store) ShiftRollout(ctx context.Context, host root.HostID, r root.Rollout, f func(*root.App)) (int64, error) {
 	return attempt(ctx, "shift rollout of "+string(r.App), func() (int64, error) {
 		app, rev, err := s.app(ctx, r.App)
@@ -288,23 +316,64 @@ func (s *Store) ShiftRollout(ctx context.Context, host root.HostID, r root.Rollo
 			return 0, err
 		}
 		f(&app)
-		return s.commit(ctx, []condition{unchanged(appKey(r.App), rev), ownedBy(r.App, host)},
+		return s.commit(ctx, []condition{absent(cancelKey(r.App)).or(errCancelled(r.App)), unchanged(appKey(r.App), rev), ownedBy(r.App, host)},
 			clientv3.OpPut(appKey(r.App), encode(fromApp(app))), clientv3.OpPut(journalKey(r.App), encode(fromRollout(r))))
 	})
 }
 
 // FinishRollout ends a rollout: the release's progress is final, last is its
-// last event, and nothing of the journal is left.
-func (s *Store) FinishRollout(ctx context.Context, host root.HostID, r root.Rollout, p root.Progress, last root.ReleaseEvent) (int64, error) {
-	rev, err := s.commit(ctx, []condition{ownedBy(r.App, host)},
+// last event, and nothing of the journal is left. With webhook the release is
+// among those of Webhooks from then on.
+func (s *Store) FinishRollout(ctx context.Context, host root.HostID, r root.Rollout, p root.Progress, last root.ReleaseEvent, webhook bool) (int64, error) {
+	ops := []clientv3.Op{
 		clientv3.OpPut(releaseEventsUnder(r.App, r.Version)+last.ID, encode(fromReleaseEvent(last))),
 		clientv3.OpPut(progressKey(r.App, r.Version), encode(fromProgress(p))),
-		clientv3.OpDelete(rolloutUnder(r.App), clientv3.WithPrefix()))
+		clientv3.OpDelete(rolloutUnder(r.App), clientv3.WithPrefix()),
+	}
+	if webhook {
+		ops = append(ops, clientv3.OpPut(webhookKey(r.App, r.Version), string(host)))
+	}
+	rev, err := s.commit(ctx, []condition{ownedBy(r.App, host)}, ops...)
 	return rev, wrap("finish rollout of "+string(r.App), err)
 }
 
+// Webhook names a release that has ended, whose webhook is to be told.
+type Webhook struct {
+	App     root.AppName
+	Version int
+}
+
+// Webhooks returns the webhooks that host has to tell.
+func (s *Store) Webhooks(ctx context.Context, host root.HostID) ([]Webhook, error) {
+	var all []Webhook
+	err := s.list(ctx, webhooksPrefix, func(kv *mvccpb.KeyValue) error {
+		app, number, _ := strings.Cut(strings.TrimPrefix(string(kv.Key), webhooksPrefix), "/")
+		version, err := strconv.Atoi(number)
+		if err != nil {
+			s.unreadable(kv, err)
+			return nil
+		}
+		if string(kv.Value) == string(host) {
+			all = append(all, Webhook{root.AppName(app), version})
+		}
+		return nil
+	})
+	return all, err
+}
+
+// WebhookDone ends what FinishRollout left to do; e, with an id, becomes an
+// event of the release where there still is one.
+func (s *Store) WebhookDone(ctx context.Context, h Webhook, e root.ReleaseEvent) error {
+	what := fmt.Sprintf("end the webhook of release v%d of %s", h.Version, h.App)
+	done := []clientv3.Op{clientv3.OpDelete(webhookKey(h.App, h.Version))}
+	_, err := s.client.Txn(ctx).If(present(releaseKey(h.App, h.Version)).cmp).
+		Then(append(slices.Clone(done), clientv3.OpPut(releaseEventsUnder(h.App, h.Version)+e.ID, encode(fromReleaseEvent(e))))...).Else(done...).Commit()
+	return wrap(what, err)
+}
+
 // CancelRollout asks for the end of a rollout, for whoever carries it out; it
-// stays asked for. NotFound when that version is not under way.
+// stays asked for. NotFound when that version is not under way; Precondition,
+// code "release_serves", when it serves already: it is too late then.
 func (s *Store) CancelRollout(ctx context.Context, app root.AppName, version int, who string) error {
 	_, err := attempt(ctx, "cancel rollout of "+string(app), func() (int64, error) {
 		r, rev, err := s.rollout(ctx, app)
@@ -314,9 +383,18 @@ func (s *Store) CancelRollout(ctx context.Context, app root.AppName, version int
 		if r == nil || r.Version != version {
 			return 0, root.Errorf(root.NotFound, "release v%d of %s is not being rolled out", version, app)
 		}
+		if r.Shifted {
+			return 0, ServesAlready(app, version)
+		}
 		return s.commit(ctx, []condition{unchanged(journalKey(app), rev)}, clientv3.OpPut(cancelKey(app), who))
 	})
 	return err
+}
+
+// ServesAlready is the answer to whoever cancels a release too late.
+func ServesAlready(app root.AppName, version int) error {
+	return &root.Error{Kind: root.Precondition, Code: root.CodeReleaseServes,
+		Message: fmt.Sprintf("release v%d of %s serves already, it is too late to cancel it: \"roost rollback\" goes back to the release before", version, app)}
 }
 
 // Cancelled returns who asked for the end of the app's rollout, "" nobody.

@@ -6,12 +6,12 @@ import (
 	"fmt"
 	"slices"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	root "github.com/roost-run/roost"
 	"github.com/roost-run/roost/internal/etcd/etcdtest"
+	"github.com/roost-run/roost/internal/patience"
 )
 
 // oneRelease is a store with an app whose first rollout is under way.
@@ -40,7 +40,7 @@ func TestReleasesAreNumbered(t *testing.T) {
 		t.Helper()
 		j := root.Rollout{App: "shop", Version: version}
 		err := s.HoldRollout(ctx, "shop", "h1", func(ctx context.Context) error {
-			_, err := s.FinishRollout(ctx, "h1", j, root.Progress{Status: root.ReleaseComplete}, root.ReleaseEvent{ID: "E9", End: true})
+			_, err := s.FinishRollout(ctx, "h1", j, root.Progress{Status: root.ReleaseComplete}, root.ReleaseEvent{ID: "E9", End: true}, false)
 			return err
 		})
 		if err != nil {
@@ -130,12 +130,6 @@ func TestRolloutHasOneOwner(t *testing.T) {
 	if err := s.CancelRollout(ctx, "shop", 2, "eve"); !root.IsKind(err, root.NotFound) {
 		t.Errorf("cancel of another: got %v", err)
 	}
-	if err := s.CancelRollout(ctx, "shop", 1, "eve"); err != nil {
-		t.Error(err)
-	}
-	if by := must[string](t)(s.Cancelled(ctx, "shop")); by != "eve" {
-		t.Errorf("cancelled by: got %q", by)
-	}
 	if err := s.HoldRollout(ctx, "nobody", "h1", func(context.Context) error { return nil }); !root.IsKind(err, root.NotFound) {
 		t.Errorf("no rollout: got %v", err)
 	}
@@ -143,8 +137,7 @@ func TestRolloutHasOneOwner(t *testing.T) {
 
 func TestReleaseEventsAreFollowed(t *testing.T) {
 	s, _ := oneRelease(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
+	ctx := patience.Context(t)
 	add := func(id string) {
 		t.Helper()
 		if err := s.AddReleaseEvent(ctx, "shop", 1, root.ReleaseEvent{ID: id, Message: id}); err != nil {
@@ -182,5 +175,71 @@ func TestUnreadableRolloutIsSkipped(t *testing.T) {
 	all, err := s.Rollouts(t.Context())
 	if err != nil || len(all) != 1 || all[0].App != "shop" {
 		t.Errorf("got %+v, %v, want the one of shop", all, err)
+	}
+}
+
+// Whoever cancels first or shifts first wins, and the other is told.
+func TestCancelOrShift(t *testing.T) {
+	for _, cancelled := range []bool{false, true} {
+		t.Run(fmt.Sprintf("cancelled=%v", cancelled), func(t *testing.T) {
+			s, r := oneRelease(t)
+			ctx := t.Context()
+			err := s.HoldRollout(ctx, "shop", "h1", func(ctx context.Context) error {
+				if cancelled {
+					if err := s.CancelRollout(ctx, "shop", 1, "eve"); err != nil {
+						t.Error(err)
+					}
+					if by := must[string](t)(s.Cancelled(ctx, "shop")); by != "eve" {
+						t.Errorf("cancelled by: got %q", by)
+					}
+				}
+				_, err := s.ShiftRollout(ctx, "h1", root.Rollout{App: "shop", Version: 1, Shifted: true}, func(a *root.App) { a.Release = r.Version })
+				return err
+			})
+			if got := root.CodeOf(err); cancelled != (got == root.CodeReleaseCancelled) || !cancelled && err != nil {
+				t.Errorf("shift: got %v", err)
+			}
+			if app := must[root.App](t)(s.App(ctx, "shop")); (app.Release == 0) != cancelled {
+				t.Errorf("current release: got v%d", app.Release)
+			}
+			if !cancelled {
+				if err := s.CancelRollout(ctx, "shop", 1, "eve"); root.CodeOf(err) != root.CodeReleaseServes || !root.IsKind(err, root.Precondition) {
+					t.Errorf("cancel after the shift: got %v", err)
+				}
+			}
+		})
+	}
+}
+
+func TestWebhooksAreLeftToTheHost(t *testing.T) {
+	s, _ := oneRelease(t)
+	ctx := t.Context()
+	err := s.HoldRollout(ctx, "shop", "h1", func(ctx context.Context) error {
+		_, err := s.FinishRollout(ctx, "h1", root.Rollout{App: "shop", Version: 1}, root.Progress{Status: root.ReleaseComplete}, root.ReleaseEvent{ID: "E1", End: true}, true)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if other, err := s.Webhooks(ctx, "h2"); err != nil || len(other) != 0 {
+		t.Errorf("another host: got %v, %v", other, err)
+	}
+	all, err := s.Webhooks(ctx, "h1")
+	if want := []Webhook{{"shop", 1}}; err != nil || !slices.Equal(all, want) {
+		t.Fatalf("got %v, %v, want %v", all, err, want)
+	}
+	if err := s.WebhookDone(ctx, all[0], root.ReleaseEvent{ID: "E2", Message: "told"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.WebhookDone(ctx, Webhook{"nobody", 1}, root.ReleaseEvent{ID: "E2"}); err != nil {
+		t.Errorf("of an app that is gone: %v", err)
+	}
+	if all, err := s.Webhooks(ctx, "h1"); err != nil || len(all) != 0 {
+		t.Errorf("when it is told: got %v, %v", all, err)
+	}
+	last := ""
+	err = s.ReleaseEvents(ctx, "shop", 1, "", false, func(e root.ReleaseEvent) error { last = e.Message; return nil })
+	if err != nil || last != "told" {
+		t.Errorf("last event: got %q, %v", last, err)
 	}
 }

@@ -26,7 +26,7 @@ type Releases interface {
 	List(ctx context.Context, a auth.Actor, app root.AppName) ([]root.Release, error)
 	Get(ctx context.Context, a auth.Actor, app root.AppName, version int) (*root.Release, error)
 	Events(ctx context.Context, a auth.Actor, app root.AppName, version int, after string, follow bool, f func(root.ReleaseEvent) error) error
-	Rollback(ctx context.Context, a auth.Actor, app root.AppName, version int, o control.Rollback) (*root.Release, []string, error)
+	Rollback(ctx context.Context, a auth.Actor, app root.AppName, version int, o control.Rollback) (*control.RolledBack, error)
 	Cancel(ctx context.Context, a auth.Actor, app root.AppName, version int) error
 	Regions() []root.Region
 }
@@ -278,7 +278,7 @@ func fromRelease(r *root.Release, current int) client.Release {
 	out := client.Release{
 		ID: string(r.ID), App: string(r.App), Version: r.Version, Status: string(p.Status), Message: p.Message, Current: r.Version == current && current != 0,
 		Image: r.Image.Ref(), Strategy: string(r.Deploy.Strategy), Reason: r.Reason, Description: r.Description, Author: r.Author,
-		Secrets: r.Secrets, Groups: []string{}, CreatedAt: r.CreatedAt.UTC(), StartedAt: p.StartedAt, FinishedAt: p.FinishedAt,
+		Secrets: r.Secrets, Repeats: r.Repeats, Groups: []string{}, CreatedAt: r.CreatedAt.UTC(), StartedAt: p.StartedAt, FinishedAt: p.FinishedAt,
 	}
 	for i := range r.Groups {
 		out.Groups = append(out.Groups, r.Groups[i].Name)
@@ -295,15 +295,19 @@ func (h *handlers) rollBack(w http.ResponseWriter, r *http.Request) error {
 	if err := route.ReadJSON(r, &in, true); err != nil {
 		return err
 	}
-	made, warnings, err := h.Releases.Rollback(r.Context(), route.Actor(r), app, v, control.Rollback{
-		Description: in.Description, Detach: in.Detach, Strategy: root.Strategy(in.Strategy), CurrentSecrets: in.CurrentSecrets,
+	made, err := h.Releases.Rollback(r.Context(), route.Actor(r), app, v, control.Rollback{
+		Description: in.Description, Detach: in.Detach, Strategy: root.Strategy(in.Strategy), CurrentSecrets: in.CurrentSecrets, DryRun: in.DryRun,
 	})
 	if err != nil {
 		return err
 	}
-	out := fromRelease(made, 0)
-	out.Warnings = warnings
-	return route.WriteJSON(w, http.StatusCreated, out)
+	out := fromRelease(made.Release, 0)
+	out.Warnings, out.BackTo, out.Why = made.Warnings, made.To, made.Why
+	status := http.StatusCreated
+	if in.DryRun {
+		status = http.StatusOK
+	}
+	return route.WriteJSON(w, status, out)
 }
 
 func (h *handlers) cancelRelease(w http.ResponseWriter, r *http.Request) error {

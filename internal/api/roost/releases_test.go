@@ -76,9 +76,9 @@ func (f *releases) Events(_ context.Context, _ auth.Actor, _ root.AppName, _ int
 	return nil
 }
 
-func (f *releases) Rollback(_ context.Context, _ auth.Actor, app root.AppName, version int, o control.Rollback) (*root.Release, []string, error) {
+func (f *releases) Rollback(_ context.Context, _ auth.Actor, app root.AppName, version int, o control.Rollback) (*control.RolledBack, error) {
 	f.back = o
-	return &root.Release{App: app, Version: 3, Reason: "rollback"}, []string{"v2 ran migrate"}, nil
+	return &control.RolledBack{Release: &root.Release{App: app, Version: 3, Reason: "rollback", Repeats: 1}, To: 1, Why: "v1 is older", Warnings: []string{"v2 ran migrate"}}, nil
 }
 
 func (f *releases) Cancel(context.Context, auth.Actor, root.AppName, int) error {
