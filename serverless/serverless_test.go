@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/roost-run/roost/internal/patience"
 	"github.com/roost-run/roost/machines"
 	"github.com/roost-run/roost/serverless"
 )
@@ -304,16 +305,7 @@ func TestOlderIsRemoved(t *testing.T) {
 
 func wait(t *testing.T, done func() bool) {
 	t.Helper()
-	deadline := time.After(10 * time.Second)
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	for !done() {
-		select {
-		case <-tick.C:
-		case <-deadline:
-			t.Fatal("waited for 10 seconds")
-		}
-	}
+	patience.Until(t, "the newer version", done)
 }
 
 func TestBadRoutePanics(t *testing.T) {

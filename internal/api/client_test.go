@@ -16,6 +16,7 @@ import (
 
 	"github.com/roost-run/roost/internal/client"
 	"github.com/roost-run/roost/internal/control"
+	"github.com/roost-run/roost/internal/patience"
 	"github.com/roost-run/roost/machines"
 )
 
@@ -303,11 +304,7 @@ func TestExecStreamClientGone(t *testing.T) {
 	if _, err := c.ExecStream(ctx, "shop", "148e1234c56789", client.ExecStart{Args: []string{"sleep"}}, client.ExecIO{Stdin: r}); !errors.Is(err, context.Canceled) {
 		t.Errorf("exec: got %v, want canceled", err)
 	}
-	select {
-	case <-ended:
-	case <-time.After(10 * time.Second):
-		t.Error("the command goes on without its client")
-	}
+	patience.Receive(t, "the command to end with its client", ended)
 }
 
 func TestExecStreamRefused(t *testing.T) {

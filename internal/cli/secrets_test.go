@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/roost-run/roost/internal/client"
+	"github.com/roost-run/roost/internal/patience"
 	"github.com/roost-run/roost/machines"
 )
 
@@ -334,7 +335,7 @@ func (l *loud) Write(p []byte) (int, error) {
 
 func (l *loud) await(t *testing.T, pattern string) []string {
 	t.Helper()
-	deadline := time.After(30 * time.Second)
+	deadline := time.After(patience.Limit)
 	for {
 		l.mu.Lock()
 		found := regexp.MustCompile(pattern).FindStringSubmatch(l.buf.String())

@@ -16,7 +16,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	root "github.com/roost-run/roost"
 	"github.com/roost-run/roost/internal/builder"
@@ -25,6 +24,7 @@ import (
 	"github.com/roost-run/roost/internal/edge"
 	"github.com/roost-run/roost/internal/image/imagetest"
 	"github.com/roost-run/roost/internal/orders"
+	"github.com/roost-run/roost/internal/patience"
 	"github.com/roost-run/roost/internal/supervisor"
 	"github.com/roost-run/roost/machines"
 )
@@ -40,8 +40,6 @@ func TestMain(m *testing.M) {
 	}
 	os.Exit(m.Run())
 }
-
-const patience = 30 * time.Second
 
 // server is a whole Roost of the test's own.
 type server struct {
@@ -87,8 +85,7 @@ func (s *server) path(parts ...string) string {
 
 // end stops everything and checks that nothing is left on the host.
 func (s *server) end() {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
+	ctx := patience.Context(s.t)
 	if err := s.sup.Shutdown(ctx, orders.Shutdown{Machines: true}); err != nil {
 		s.t.Errorf("shutdown: %v", err)
 		if err := s.cmd.Process.Kill(); err != nil {
@@ -135,12 +132,19 @@ func (s *server) call(method, path string, in, out any) (status int, text string
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	resp, err := s.http.Do(req)
-	for end := time.Now().Add(patience); err != nil && body == nil && time.Now().Before(end); {
-		s.pause() // the socket is not there yet
-		resp, err = s.http.Do(req)
-	}
-	if err != nil {
+	var resp *http.Response
+	if body == nil {
+		patience.Until(s.t, method+" "+path+" to be answered", func() bool {
+			if resp, err = s.http.Do(req); err != nil {
+				return false // the socket is not there yet
+			}
+			if resp.StatusCode == http.StatusServiceUnavailable { // control is not
+				_ = resp.Body.Close()
+				return false
+			}
+			return true
+		})
+	} else if resp, err = s.http.Do(req); err != nil {
 		s.t.Fatalf("%s %s: %v", method, path, err)
 	}
 	defer resp.Body.Close()
@@ -156,14 +160,6 @@ func (s *server) call(method, path string, in, out any) (status int, text string
 	return resp.StatusCode, string(data)
 }
 
-// pause is between looks at something that has no event.
-func (s *server) pause() {
-	select {
-	case <-time.After(10 * time.Millisecond):
-	case <-s.t.Context().Done():
-	}
-}
-
 // ok is call for what must succeed.
 func (s *server) ok(method, path string, in, out any) {
 	s.t.Helper()
@@ -174,7 +170,7 @@ func (s *server) ok(method, path string, in, out any) {
 
 func (s *server) wait(id, state string) {
 	s.t.Helper()
-	s.ok("GET", "/v1/apps/shop/machines/"+id+"/wait?timeout=20&state="+state, nil, nil)
+	s.ok("GET", "/v1/apps/shop/machines/"+id+"/wait?timeout=60&state="+state, nil, nil)
 }
 
 func (s *server) loadWeb() {
@@ -269,17 +265,10 @@ func TestRealLife(t *testing.T) {
 // nothingOf checks that a directory is empty or not there.
 func (s *server) nothingOf(parts ...string) {
 	s.t.Helper()
-	deadline := time.Now().Add(patience)
-	for {
+	patience.Until(s.t, fmt.Sprintf("nothing to be left in %v", parts), func() bool {
 		entries, err := os.ReadDir(s.path(parts...))
-		if errors.Is(err, os.ErrNotExist) || err == nil && len(entries) == 0 {
-			return
-		}
-		if time.Now().After(deadline) {
-			s.t.Fatalf("left in %v: %v, %v", parts, entries, err)
-		}
-		s.pause()
-	}
+		return errors.Is(err, os.ErrNotExist) || err == nil && len(entries) == 0
+	})
 }
 
 // What a machine does when its command cannot run or ends.

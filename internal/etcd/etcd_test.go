@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/internal/patience"
 )
 
 // childDir tells the test binary to be a process that writes to the state in
@@ -272,7 +273,7 @@ func TestDefragmentGivesSpaceBack(t *testing.T) {
 	}
 	// The store counts what is in use when it next commits to its file.
 	before, err := m.Health(t.Context())
-	for deadline := time.Now().Add(time.Minute); err == nil && before.InUse > before.Size/10 && time.Now().Before(deadline); {
+	for deadline := patience.Deadline(); err == nil && before.InUse > before.Size/10 && time.Now().Before(deadline); {
 		before, err = m.Health(t.Context())
 	}
 	if err != nil {
@@ -414,7 +415,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 	if _, err := os.Stat(socket); !os.IsNotExist(err) {
 		t.Errorf("socket: got %v, want it gone", err)
 	}
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := patience.Deadline()
 	for {
 		stacks := make([]byte, 4<<20)
 		stacks = stacks[:runtime.Stack(stacks, true)]

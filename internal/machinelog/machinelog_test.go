@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/internal/patience"
 )
 
 const machine root.MachineID = "148e1234c56789"
@@ -273,8 +274,7 @@ func TestFollow(t *testing.T) {
 	for _, depth := range []string{"logs", "no/logs"} {
 		t.Run(depth, func(t *testing.T) {
 			dir := filepath.Join(t.TempDir(), depth)
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-			defer cancel()
+			ctx := patience.Context(t)
 			const n = 5000
 			got := make(chan error, 1)
 			started := make(chan struct{})
@@ -317,8 +317,7 @@ func TestFollow(t *testing.T) {
 // through the rotations of all of them and of those that come later.
 func TestFollowWriters(t *testing.T) {
 	dir := t.TempDir()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
+	ctx := patience.Context(t)
 	const writers, n = 4, 1500
 	got := make(chan error, 1)
 	go func() {

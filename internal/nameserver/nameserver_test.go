@@ -17,6 +17,7 @@ import (
 
 	root "github.com/roost-run/roost"
 	"github.com/roost-run/roost/internal/network"
+	"github.com/roost-run/roost/internal/patience"
 )
 
 // fixed is a catalog that does not change.
@@ -533,7 +534,7 @@ func TestServe(t *testing.T) {
 		done <- New(Options{Catalog: fixed{snap}}).Serve(ctx, []net.Listener{l}, []net.PacketConn{c})
 	}()
 	for network, addr := range map[string]string{"udp": c.LocalAddr().String(), "tcp": l.Addr().String()} {
-		client := dns.Client{Net: network, Timeout: 5 * time.Second}
+		client := dns.Client{Net: network, Timeout: patience.Limit}
 		a, _, err := client.Exchange(question("shop.internal", dns.TypeAAAA), addr)
 		if err != nil {
 			t.Fatalf("%s: %v", network, err)
@@ -550,7 +551,7 @@ func TestServe(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	client := dns.Client{Timeout: 5 * time.Second}
+	client := dns.Client{Timeout: patience.Limit}
 	if _, _, err := client.Exchange(question("shop.internal", dns.TypeA), c.LocalAddr().String()); err != nil {
 		t.Errorf("after garbage: %v", err)
 	}

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/internal/patience"
 )
 
 // TestHostnameIsUnique: of many apps that want a name at once, one gets it, and
@@ -156,7 +157,7 @@ func TestWatchCertificates(t *testing.T) {
 			return names
 		case err := <-done:
 			t.Fatalf("the watch ended: %v", err)
-		case <-time.After(20 * time.Second):
+		case <-time.After(patience.Limit):
 			t.Fatal("no news")
 		}
 		return nil

@@ -18,6 +18,7 @@ import (
 	root "github.com/roost-run/roost"
 	"github.com/roost-run/roost/internal/catalog"
 	"github.com/roost-run/roost/internal/ipc"
+	"github.com/roost-run/roost/internal/patience"
 )
 
 const secret = "hunter2"
@@ -99,9 +100,7 @@ func startEdge(t *testing.T, socket, file string) edge {
 // wait waits until the edge's catalog is as wanted.
 func (e edge) wait(t *testing.T, what string, done func(*root.Snapshot) bool) *root.Snapshot {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-	defer cancel()
-	if err := e.cat.Wait(ctx, done); err != nil {
+	if err := e.cat.Wait(patience.Context(t), done); err != nil {
 		t.Fatalf("waiting for %s: %v", what, err)
 	}
 	return e.cat.Snapshot()
@@ -265,7 +264,7 @@ func TestSlowReader(t *testing.T) {
 	if _, err := io.WriteString(slow, "GET "+Path+" HTTP/1.1\r\nHost: roost\r\nSlow: yes\r\n\r\n"); err != nil {
 		t.Fatal(err)
 	}
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(patience.Limit)
 	for rev := int64(1); ; rev++ {
 		m := machine("a", root.StateStarted, uint64(rev))
 		m.Status.Message = strings.Repeat("x", 100<<10)

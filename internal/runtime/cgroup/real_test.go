@@ -12,9 +12,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/internal/patience"
 )
 
 // These tests use the host's own control groups, of whichever version; they
@@ -92,15 +92,6 @@ func dirs(p *Parent, id string) []string {
 	return nil
 }
 
-func eventually(t *testing.T, what string, f func() bool) {
-	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !f(); pause(2 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("%s: not in time", what)
-		}
-	}
-}
-
 func TestRealLimits(t *testing.T) {
 	p, id := newParent(t)
 	if err := p.SetLimit(300 * root.MiB); err != nil {
@@ -129,7 +120,7 @@ func TestRealLimits(t *testing.T) {
 func TestRealFreeze(t *testing.T) {
 	p, id := newParent(t)
 	cmd := join(t, p, id, "sleep", "600")
-	eventually(t, "the process is inside", func() bool {
+	patience.Until(t, "the process is inside", func() bool {
 		pids, err := p.PIDs(id)
 		return err == nil && len(pids) == 1 && pids[0] == cmd.Process.Pid
 	})
@@ -145,7 +136,7 @@ func TestRealFreeze(t *testing.T) {
 	if err := p.Thaw(id); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "it is thawed", func() bool { frozen, err := p.Frozen(id); return err == nil && !frozen })
+	patience.Until(t, "it is thawed", func() bool { frozen, err := p.Frozen(id); return err == nil && !frozen })
 	s, err := p.Stats(id)
 	if err != nil || s.Processes != 1 || s.Memory <= 0 {
 		t.Errorf("stats: got %+v, %v", s, err)
@@ -157,10 +148,9 @@ func TestRealOOM(t *testing.T) {
 	if err := p.SetMemory(id, 8*root.MiB, 0); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeoutCause(t.Context(), 10*time.Second, errors.New("no event came"))
-	defer cancel()
 	stop := errors.New("seen")
-	wctx, seen := context.WithCancelCause(ctx)
+	wctx, seen := context.WithCancelCause(patience.Context(t))
+	defer seen(nil)
 	watching := make(chan error, 1)
 	go func() { watching <- p.WatchOOM(wctx, id, func(kills uint64) { seen(stop) }) }()
 	// tail keeps all of a line that never ends.
@@ -182,12 +172,12 @@ func TestRealReclaim(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "data")
 	const size = 64
 	cmd := join(t, p, id, "sh", "-c", "dd if=/dev/zero of="+name+" bs=1M count="+strconv.Itoa(size)+" conv=fsync 2>/dev/null; sleep 600")
-	eventually(t, "the cache is there", func() bool {
+	patience.Until(t, "the cache is there", func() bool {
 		s, err := p.Stats(id)
 		pids, perr := p.PIDs(id)
 		return err == nil && perr == nil && s.Memory >= size*root.MiB && len(pids) == 2 && slices.Contains(pids, cmd.Process.Pid)
 	})
-	eventually(t, "it is written", func() bool {
+	patience.Until(t, "it is written", func() bool {
 		pids, err := p.PIDs(id)
 		return err == nil && slices.ContainsFunc(pids, func(pid int) bool {
 			comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))

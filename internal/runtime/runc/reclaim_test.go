@@ -10,6 +10,7 @@ import (
 	"time"
 
 	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/internal/patience"
 	"github.com/roost-run/roost/internal/runtime/runtimetest"
 	"github.com/roost-run/roost/internal/runtime/swap"
 )
@@ -41,7 +42,7 @@ func started(t *testing.T, d *Driver, memory, swap root.Bytes, args ...string) (
 	if err := d.Start(t.Context(), c.ID); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+	if err := r.SetReadDeadline(patience.Deadline()); err != nil {
 		t.Fatal(err)
 	}
 	buf := make([]byte, 256)

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/internal/patience"
 	"github.com/roost-run/roost/internal/runtime"
 )
 
@@ -57,7 +58,7 @@ func TestExecTerminal(t *testing.T) {
 		}
 		done <- err
 	}()
-	if err := master.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
+	if err := master.SetReadDeadline(patience.Deadline()); err != nil {
 		t.Fatal(err)
 	}
 	var seen strings.Builder
@@ -79,7 +80,7 @@ func TestExecTerminal(t *testing.T) {
 	resize(50, 120)
 	ask("size 50 120")
 	// End of input, until it is heeded; what is still printed has to be read.
-	for end := time.Now().Add(30 * time.Second); ; {
+	for end := patience.Deadline(); ; {
 		if _, err := master.WriteString("\x04"); err != nil {
 			t.Fatal(err)
 		}

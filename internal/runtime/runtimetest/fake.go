@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/internal/patience"
 	"github.com/roost-run/roost/internal/runtime"
 )
 
@@ -340,7 +341,7 @@ func (f *Fake) stop(id string, on bool) error {
 			return err
 		}
 	}
-	for end := time.Now().Add(deadline); on && !n.still(); pause() {
+	for end := patience.Deadline(); on && !n.still(); pause() {
 		if time.Now().After(end) {
 			return root.Errorf(root.Unavailable, "container %s did not stand still", id)
 		}

@@ -17,11 +17,9 @@ import (
 	"time"
 
 	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/internal/patience"
 	"github.com/roost-run/roost/internal/runtime"
 )
-
-// deadline is how long the suite waits for anything.
-const deadline = 20 * time.Second
 
 // Fixture is a driver to test.
 type Fixture struct {
@@ -168,7 +166,7 @@ func (i *instance) start() {
 // ready waits for the payload to say so.
 func (i *instance) ready() {
 	i.t.Helper()
-	if err := i.out.SetReadDeadline(time.Now().Add(deadline)); err != nil {
+	if err := i.out.SetReadDeadline(patience.Deadline()); err != nil {
 		i.t.Fatal(err)
 	}
 	buf := make([]byte, 256)
@@ -187,16 +185,6 @@ func (i *instance) wait(want int) {
 	}
 	if code != want {
 		i.t.Errorf("exit code: got %d, want %d", code, want)
-	}
-}
-
-// eventually polls until f is true.
-func eventually(t *testing.T, what string, f func() bool) {
-	t.Helper()
-	for end := time.Now().Add(deadline); !f(); pause() {
-		if time.Now().After(end) {
-			t.Fatalf("%s: not within %s", what, deadline)
-		}
 	}
 }
 
@@ -294,7 +282,7 @@ func testSignalAll(h *harness) {
 		t.Fatal(err)
 	}
 	i.wait(137)
-	eventually(t, "all processes end", func() bool {
+	patience.Until(t, "all processes end", func() bool {
 		pids, err := h.Driver.PIDs(i.id)
 		return len(pids) == 0 || err != nil
 	})
@@ -371,21 +359,16 @@ func testExecKilled(h *harness) {
 		_, err := h.Driver.Exec(ctx, i.id, runtime.Exec{Args: []string{"/payload", "child"}, PIDFile: pidFile})
 		done <- err
 	}()
-	eventually(t, "the command and its child run", func() bool {
+	patience.Until(t, "the command and its child run", func() bool {
 		pids, err := h.Driver.PIDs(i.id)
 		data, ferr := os.ReadFile(pidFile)
 		return err == nil && ferr == nil && len(data) > 0 && len(pids) >= len(before)+2
 	})
 	cancel(cause)
-	select {
-	case err := <-done:
-		if !errors.Is(err, cause) {
-			t.Errorf("got %v, want %v", err, cause)
-		}
-	case <-time.After(deadline):
-		t.Fatal("exec did not end")
+	if err := patience.Receive(t, "the command to end", done); !errors.Is(err, cause) {
+		t.Errorf("got %v, want %v", err, cause)
 	}
-	eventually(t, "the command is gone", func() bool {
+	patience.Until(t, "the command is gone", func() bool {
 		pids, err := h.Driver.PIDs(i.id)
 		return err == nil && len(pids) <= len(before)
 	})
@@ -422,7 +405,7 @@ func testFreeze(h *harness) {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, "progress after the thaw", func() bool { return i.count() != frozen })
+	patience.Until(t, "progress after the thaw", func() bool { return i.count() != frozen })
 }
 
 func testDeleteFrozen(h *harness) {
@@ -581,7 +564,7 @@ func testTerminal(h *harness) {
 	if err := h.Driver.Start(t.Context(), c.ID); err != nil {
 		t.Fatal(err)
 	}
-	if err := master.SetReadDeadline(time.Now().Add(deadline)); err != nil {
+	if err := master.SetReadDeadline(patience.Deadline()); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := master.WriteString("typed\n"); err != nil {
