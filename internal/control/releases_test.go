@@ -142,9 +142,6 @@ func (f *deployAgent) Start(ctx context.Context, id root.MachineID, o orders.Sta
 	if f.dead.Load().Load() {
 		return 0, errKilled // it had no time to give the order
 	}
-	if f.dead.Load().Load() {
-		return 0, errKilled // it had no time to give the order
-	}
 	m, err := f.store.Machine(ctx, id)
 	if err != nil || m.Group() != root.GroupReleaseCommand && m.Group() != root.GroupTest {
 		return f.agent.Start(ctx, id, o)
@@ -318,7 +315,6 @@ func (d *deployment) life(point string) (died <-chan struct{}) {
 	d.must(err)
 	d.must(d.cat.WaitRevision(d.t.Context(), rev))
 	d.must(d.host.settle(d.t.Context(), d.cat.Snapshot().Machines("shop")))
-	d.host.dead.Store(dead)
 	d.host.dead.Store(dead)
 	c := clientv3.NewCtxClient(context.WithoutCancel(d.t.Context()))
 	c.KV, c.Watcher, c.Lease, c.Maintenance = mortal{d.base.KV, dead}, d.base.Watcher, d.base.Lease, d.base.Maintenance
