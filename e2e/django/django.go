@@ -44,7 +44,7 @@ const (
 	stopAfter = 2 * time.Second
 	// patience is how long a step waits for something to happen by itself,
 	// generous for a busy host.
-	patience = time.Minute
+	patience = 3 * time.Minute
 	// checkPatience is how long the release that cannot pass its check is
 	// given at first.
 	checkPatience = 15 * time.Second
@@ -78,12 +78,13 @@ func Steps() []instance.Step[*Shop] {
 		{Name: "a page is served by gunicorn, then from its cache", Run: page},
 		{Name: "the health check sees the machine's own memory", Run: ownFigures},
 		{Name: "receipts: a serverless machine is made, the request replayed there", Run: receipts},
-		{Name: "the worker works", Run: worker},
+		{Name: "the worker works, has a log of its own, and is started again when it ends", Run: worker},
 		{Name: "everything sleeps: statics are served and wake nobody", Run: statics},
 		{Name: "a page wakes the web machine", Run: wakes},
 		{Name: "a migration that fails: refused, its output shown, the old release serves", Run: brokenMigration},
 		{Name: "a check that fails for ALLOWED_HOSTS: refused, the cause named", Run: brokenHosts},
 		{Name: "a changed line, deployed under load", Run: changedLine},
+		{Name: "the worker was stopped, then started", Run: workerReplaced},
 		{Name: "nothing changed", Run: nothingChanged},
 		{Name: "a secret is changed under load", Run: rotation},
 		{Name: "rollback to the first release", Run: rollback},
@@ -336,23 +337,6 @@ func eventually(ctx context.Context, look func() (missing string, err error)) er
 func (s *Shop) logs(ctx context.Context, flags ...string) (string, error) {
 	r, err := s.CLI(ctx, append([]string{"logs", "--app", app, "--no-tail", "--lines", "0"}, flags...)...)
 	return r.Stdout, err
-}
-
-func worker(ctx context.Context, s *Shop) (seen string, err error) {
-	m, err := s.one(ctx, "worker")
-	if err != nil {
-		return "", err
-	}
-	err = eventually(ctx, func() (string, error) {
-		log, err := s.logs(ctx, "--machine", m.ID)
-		_, report, ok := strings.Cut(log, "report: 2400 purchases, ")
-		if !ok {
-			return "no report in the worker's log", err
-		}
-		seen, _, _ = strings.Cut(report, "\n")
-		return "", err
-	})
-	return "2400 purchases, " + seen, err
 }
 
 // asleep waits until every machine that a request could wake is suspended.

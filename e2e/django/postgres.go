@@ -180,7 +180,7 @@ func wrongPassword(ctx context.Context, s *Shop) (string, error) {
 		return "", err
 	}
 	const text = `password authentication failed for user "shop"`
-	err := s.refused(ctx, []string{text})
+	err := s.refused(ctx, []string{text, "refuses its password"})
 	if err == nil {
 		err = s.onPostgres(ctx)
 	}

@@ -146,6 +146,8 @@ var guesses = []struct {
 	{[]string{"importerror: cannot import name"}, "a module lacks a name that the program imports from it: it is misspelled, or the image has another version of the package"},
 	{[]string{"modulenotfounderror|importerror|cannot find module|module not found"}, "the image lacks a package that the program needs"},
 	{[]string{"improperlyconfigured|keyerror|environment variable|is not set"}, "a setting is missing: set it in [env], or as a secret (roost secrets set NAME=value)"},
+	{[]string{"password authentication failed|access denied for user|no password supplied|wrongpass"},
+		"a service that it needs, such as its database, refuses its password: look at the secret that has it (roost secrets set NAME=value)"},
 	{[]string{"could not connect to server|connection refused|could not translate host name|name or service not known|temporary failure in name resolution|operationalerror"},
 		"it does not reach a service that it needs, such as its database"},
 	{[]string{"no such table|does not exist", "relation|table|column"}, "the database has not been migrated: set deploy.release_command"},
@@ -162,7 +164,8 @@ var guesses = []struct {
 
 // guess names the likely cause, "" if nothing points to one.
 func guess(evidence string, c *root.Config) string {
-	low := strings.ToLower(evidence)
+	// That the check reached nobody says nothing of whom the app reaches.
+	low := strings.ReplaceAll(strings.ToLower(evidence), "connect: connection refused", "")
 	if text := loopback(low, c); text != "" {
 		return text
 	}

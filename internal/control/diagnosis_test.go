@@ -11,10 +11,13 @@ import (
 // TestGuess: a guess that is wrong is worse than none.
 func TestGuess(t *testing.T) {
 	for evidence, want := range map[string]string{
-		"ImportError: cannot import name 'admn' from 'django.contrib'": "misspelled",
-		"ModuleNotFoundError: No module named 'reportlab'":             "lacks a package",
-		"Out of memory: Killed process 12 (gunicorn)":                  "too little memory",
-		"no chatroom is open":                                          "",
+		"ImportError: cannot import name 'admn' from 'django.contrib'":                                "misspelled",
+		"ModuleNotFoundError: No module named 'reportlab'":                                            "lacks a package",
+		"Out of memory: Killed process 12 (gunicorn)":                                                 "too little memory",
+		"no chatroom is open":                                                                         "",
+		"it did not pass its health check (connect: connection refused)":                              "",
+		`psycopg2.OperationalError: connection to server at "db.internal" failed: Connection refused`: "does not reach",
+		`psycopg2.OperationalError: FATAL:  password authentication failed for user "shop"`:           "refuses its password",
 	} {
 		got := guess(evidence, nil)
 		if (want == "") != (got == "") || !strings.Contains(got, want) {
