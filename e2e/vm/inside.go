@@ -97,8 +97,8 @@ func copyFile(from, to string) error {
 	return os.Rename(to+".new", to)
 }
 
-// testTimeout is for one test binary: emulation is ten times slower.
-const testTimeout = 8 * time.Minute
+// testTimeout is for one test binary: emulation is ten times slower, and the host may be busy.
+const testTimeout = 30 * time.Minute
 
 func runTests(ctx context.Context, name string) {
 	if err := os.CopyFS(tree, os.DirFS(filepath.Join(share, "tree"))); err != nil {

@@ -17,7 +17,7 @@ import (
 // packages are those of a host that follows the README, and what the tests
 // look with. The kernel is Debian's own.
 const packages = "systemd,systemd-sysv,udev,dbus,linux-image-cloud-amd64,initramfs-tools,kmod,e2fsprogs,mount,procps," +
-	"iproute2,iputils-ping,nftables,ca-certificates,tzdata,runc,tini,lxcfs,poppler-utils,python3-requests,curl"
+	"iproute2,iputils-ping,nftables,ca-certificates,tzdata,runc,tini,lxcfs,poppler-utils,python3-requests,curl,busybox-static"
 
 // tests are the packages whose tests touch the kernel, and which of their tests
 // run inside, as a pattern; the others of a package need a Go tool chain.
@@ -34,7 +34,7 @@ var programs = map[string]string{
 }
 
 // bootTimeout is for one phase without hardware support for virtualization.
-const bootTimeout = 30 * time.Minute
+const bootTimeout = 2 * time.Hour
 
 // shutdownTimeout is below the 90 seconds that systemd gives processes that do
 // not end.
@@ -172,7 +172,8 @@ func (m *machine) fill(ctx context.Context, withTests bool, run string) error {
 	if err := os.WriteFile(filepath.Join(share, "tree/packaging/roost.service"), unit, 0o644); err != nil {
 		return err
 	}
-	if err := instance.BuildArchive(ctx, programs["probe"], probe, filepath.Join(share, "probe.tar")); err != nil {
+	err = errors.Join(instance.BuildArchive(ctx, programs["probe"], probe, filepath.Join(share, "probe.tar")), m.baseImage(ctx, filepath.Join(share, "base.tar")))
+	if err != nil {
 		return err
 	}
 	return m.disk(ctx, "share", "share.img", "2G")
@@ -203,6 +204,21 @@ func debianImage(ctx context.Context, share string) error {
 		}
 	}
 	return command(ctx, "cp", kept, given)
+}
+
+// baseImage writes what the Dockerfile inside begins with: the probe, and the
+// few commands that it and its start script need. A whole Debian would take
+// minutes to load there.
+func (m *machine) baseImage(ctx context.Context, archive string) error {
+	busybox, err := os.ReadFile(m.path("root/bin/busybox"))
+	if err != nil {
+		return err
+	}
+	files := []instance.File{{Name: "bin/", Mode: 0o755}, {Name: "bin/busybox", Mode: 0o755, Data: string(busybox)}}
+	for _, name := range []string{"sh", "cat", "chmod", "fallocate", "mkdir", "mkswap", "swapon", "tail"} {
+		files = append(files, instance.File{Name: "bin/" + name, Link: "busybox"})
+	}
+	return instance.BuildArchive(ctx, programs["probe"], base, archive, files...)
 }
 
 // boot starts the virtual machine for one phase, prints what it says, and
