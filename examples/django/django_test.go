@@ -24,7 +24,8 @@ func TestDjango(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			cmd := exec.CommandContext(t.Context(), python, append([]string{"manage.py"}, args...)...)
 			cmd.Dir = dir
-			cmd.Env = append(os.Environ(), "SECRET_KEY=test", "DATABASE_URL=", "PYTHONDONTWRITEBYTECODE=1")
+			// Nothing of the caller's: DEBUG or FLY_APP_NAME would make another shop of it.
+			cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "TMPDIR=" + os.TempDir(), "LANG=C.UTF-8", "SECRET_KEY=test", "PYTHONDONTWRITEBYTECODE=1"}
 			out, err := cmd.CombinedOutput()
 			if err != nil {
 				t.Fatalf("manage.py %v: %v\n%s\nscripts/setup installs what is missing", args, err, out)
