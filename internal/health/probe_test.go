@@ -11,6 +11,7 @@ import (
 	"time"
 
 	root "github.com/roost-run/roost"
+	"github.com/roost-run/roost/internal/loopback"
 )
 
 // probeOf probes a test server once.
@@ -165,14 +166,14 @@ func TestProbeServerName(t *testing.T) {
 
 func TestProbeTCP(t *testing.T) {
 	var lc net.ListenConfig
-	l, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
+	l, err := lc.Listen(t.Context(), "tcp", loopback.Free(t))
 	if err != nil {
 		t.Fatal(err)
 	}
-	port := l.Addr().(*net.TCPAddr).Port
+	host, port := l.Addr().(*net.TCPAddr).IP.String(), l.Addr().(*net.TCPAddr).Port
 	config := root.Config{Services: []root.Service{{InternalPort: port, Checks: []root.Check{{Type: "tcp", Timeout: 20 * time.Second}}}}}
 	var d net.Dialer
-	p := newProbe(config.NamedChecks()[0], "127.0.0.1", "", d.DialContext)
+	p := newProbe(config.NamedChecks()[0], host, "", d.DialContext)
 	if o := p.probe(t.Context()); !o.passed {
 		t.Errorf("open port: %q", o.output())
 	}
