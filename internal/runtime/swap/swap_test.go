@@ -102,7 +102,8 @@ func TestAuto(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.Kind != KindNone && !inUse(t, s.Device) {
+	// Somebody else's may go away at any moment.
+	if s.ours && !inUse(t, s.Device) {
 		t.Errorf("got %+v, which the kernel does not use", s)
 	}
 	ours := s.ours
