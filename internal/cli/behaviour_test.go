@@ -580,3 +580,20 @@ func TestMachineSaysItsApp(t *testing.T) {
 	one.fail("GET /roost/v1/orgs", http.StatusForbidden, "this token is for app shop")
 	one.run(t, "machine", "stop", id).want(t, exitUsage, "no app was named")
 }
+
+// TestLargeContext: who sends much by mistake hears of .dockerignore, once.
+func TestLargeContext(t *testing.T) {
+	for _, c := range []struct {
+		bytes int64
+		hint  bool
+	}{{largeContext, false}, {largeContext + 1, true}} {
+		var out strings.Builder
+		d := &buildDisplay{f: &factory{io: (place{}).streams(&out)}}
+		for range 2 {
+			d.upload(&client.Upload{Files: 2, Sending: 2, Bytes: c.bytes})
+		}
+		if n := strings.Count(out.String(), ".dockerignore"); n != 0 != c.hint || n > 1 {
+			t.Errorf("%d bytes: %q", c.bytes, out.String())
+		}
+	}
+}

@@ -141,12 +141,19 @@ func (d *buildDisplay) progress(p client.Progress) {
 	}
 }
 
+// largeContext is how much is sent before it is said that less may do: more
+// than source usually has, and what takes a while over a slow line.
+const largeContext = 200 << 20
+
 func (d *buildDisplay) upload(u *client.Upload) {
 	if d.mode == progressui.QuietMode || u.Sending == 0 || d.sent {
 		return
 	}
 	d.sent = true
 	d.f.io.Notef("sending %d of %d files (%.1f MB)", u.Sending, u.Files, mb(u.Bytes))
+	if u.Bytes > largeContext {
+		d.f.io.Notef("Hint: that is much; what the build does not need can be named in .dockerignore")
+	}
 }
 
 func (d *buildDisplay) begin() {

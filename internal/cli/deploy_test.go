@@ -315,6 +315,30 @@ func TestDeployInterrupted(t *testing.T) {
 	s.want(t, exitInterrupted, "Interrupted", "the rollout of v4 continues on the server", "roost releases watch v4 --app slow", "roost releases cancel v4 --app slow")
 }
 
+// TestDeployWhileThePlatformIsAway: the command says that it waits, and goes on.
+func TestDeployWhileThePlatformIsAway(t *testing.T) {
+	a := newAPI(t)
+	a.answer("GET /v1/apps/shop", 200, machines.App{Name: "shop"})
+	a.answer("POST /roost/v1/apps/shop/releases", 200, client.Release{App: "shop", Version: 4})
+	tries := 0
+	a.mux.HandleFunc("GET /roost/v1/apps/shop/releases/4/events", func(w http.ResponseWriter, r *http.Request) {
+		if tries++; tries < 4 {
+			reply(w, http.StatusServiceUnavailable, map[string]string{"error": "the control plane is away"})
+			return
+		}
+		for _, e := range releaseEvents("complete", "") {
+			_ = json.NewEncoder(w).Encode(e)
+		}
+	})
+	s := a.run(t, "deploy", project(t, shopFile))
+	s.want(t, exitDone, "release command: migrate", "is complete")
+	for _, line := range []string{"the platform does not answer", "the platform answers again"} {
+		if n := strings.Count(s.err, line); n != 1 {
+			t.Errorf("%q is there %d times, want once:\n%s", line, n, s.err)
+		}
+	}
+}
+
 // TestNothingAsksTheTerminal: version 1 of bubbletea asks the terminal for its
 // colours when a program starts, and waits for the answer, whatever the command.
 func TestNothingAsksTheTerminal(t *testing.T) {

@@ -221,11 +221,28 @@ const (
 
 // FollowRelease calls f with each event of a release, from the one behind the
 // id after ("" the first), and returns the release as it ended. When the
-// platform goes away for a while it goes on where it was.
+// platform goes away for a while it goes on where it was, and f hears of both:
+// by notices of this client's own, which have no id.
 func (c *Client) FollowRelease(ctx context.Context, app string, version int, after string, f func(ReleaseEvent) error) (Release, error) {
-	failing := time.Time{}
+	failing, told := time.Time{}, false
+	notice := func(text string) error {
+		if told = !told; f == nil {
+			return nil
+		}
+		return f(ReleaseEvent{At: time.Now(), Step: StepNotice, Message: text})
+	}
 	for {
-		end, last, err := c.followOnce(ctx, app, version, after, f)
+		end, last, err := c.followOnce(ctx, app, version, after, func(e ReleaseEvent) error {
+			if told {
+				if err := notice("the platform answers again"); err != nil {
+					return err
+				}
+			}
+			if f == nil {
+				return nil
+			}
+			return f(e)
+		})
 		if end != nil {
 			return *end, nil
 		}
@@ -241,11 +258,15 @@ func (c *Client) FollowRelease(ctx context.Context, app string, version int, aft
 		if ctx.Err() != nil {
 			return Release{}, context.Cause(ctx)
 		}
-		if failing.IsZero() {
+		switch {
+		case failing.IsZero(): // control is back at once, usually
 			failing = time.Now()
-		}
-		if time.Since(failing) > followPatience {
+		case time.Since(failing) > followPatience:
 			return Release{}, err
+		case !told:
+			if err := notice("the platform does not answer: the rollout goes on when it does; waiting"); err != nil {
+				return Release{}, err
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -285,10 +306,8 @@ func (c *Client) followOnce(ctx context.Context, app string, version int, after 
 			return nil, last, e.Error.err(resp)
 		}
 		last = e.ID
-		if f != nil {
-			if err := f(e); err != nil {
-				return nil, last, &stopped{err}
-			}
+		if err := f(e); err != nil {
+			return nil, last, &stopped{err}
 		}
 		if e.Release != nil {
 			return e.Release, last, nil
