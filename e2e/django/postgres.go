@@ -87,7 +87,7 @@ func sharedDatabase(ctx context.Context, s *Shop) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := s.edit("store/templates/store/home.html", lead, sales); err != nil {
+	if err := s.edit("store/templates/store/home.html", sales, lead); err != nil {
 		return "", err
 	}
 	start := time.Now()
@@ -99,7 +99,7 @@ func sharedDatabase(ctx context.Context, s *Shop) (string, error) {
 	if want := "No migrations to apply"; !strings.Contains(said, want) {
 		return "", fmt.Errorf("what the second deploy said lacks %q:\n%s", want, said)
 	}
-	if err := errors.Join(s.says(ctx, sales), s.bought(ctx, path)); err != nil {
+	if err := errors.Join(s.says(ctx, lead), s.bought(ctx, path)); err != nil {
 		return "", err
 	}
 	return fmt.Sprintf("%s and its receipt read back, again after a deploy of %s", path, took.Round(10*time.Millisecond)), nil
