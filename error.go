@@ -108,7 +108,6 @@ const (
 	CodeMachineNameTaken = "machine_name_taken"  // in its app
 	CodeMachineExists    = "machine_exists"      // with that id
 	CodeAddressTaken     = "address_taken"       // on that host
-	CodeHostChanged      = "host_changed"        // while a place on it was sought
 	CodeLeaseHeld        = "lease_held"          // by somebody else
 	CodeReleaseRunning   = "release_in_progress" // of the same app
 	CodeReleaseServes    = "release_serves"      // already: it cannot be cancelled

@@ -287,12 +287,29 @@ func exitOf(m *root.Machine) *root.Exit {
 func (c *cluster) commandFailed(ctx context.Context, r *root.Release, step string, m *root.Machine, cause error) error {
 	err := c.s.diagnose(ctx, failure{
 		what: fmt.Sprintf("the %s failed, the release is not rolled out", words(step)), app: r.App, machine: m.ID, instance: m.Spec.Instance,
-		config: &m.Spec.Config, since: m.CreatedAt, err: cause,
+		config: &m.Spec.Config, since: m.CreatedAt, err: cause, note: c.wrapped(ctx, m),
 	})
 	if e := c.Destroy(context.WithoutCancel(ctx), r.App, m.ID); e != nil {
 		c.s.Log.Warn("machine of a failed command", "machine", m.ID, "err", e)
 	}
 	return err
+}
+
+// wrapped says that a command ran through the image's ENTRYPOINT, "" where it
+// did not: one that starts the app, whatever it is told, never runs it.
+func (c *cluster) wrapped(ctx context.Context, m *root.Machine) string {
+	if i := m.Spec.Config.Init; len(i.Entrypoint) > 0 || len(i.Exec) > 0 {
+		return ""
+	}
+	entry, err := c.s.Images.Entrypoint(ctx, m.Spec.Image.Digest)
+	if err != nil {
+		c.s.Log.Warn("entrypoint of an image", "image", m.Spec.Image.Digest, "err", err)
+	}
+	if len(entry) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("the image has an ENTRYPOINT, so what ran was %q: does that run the command it is given? If not, end it with exec \"$@\", or use CMD in place of it",
+		strings.Join(slices.Concat(entry, m.Spec.Config.Init.Cmd), " "))
 }
 
 // output passes on what a command writes, from its log.

@@ -171,6 +171,14 @@ func (library) PrivateRepositories(string) []string { return []string{"docker.io
 
 func (library) DropRepository(context.Context, string) error { return nil }
 
+// Entrypoint gives one to all that is called wrapped.
+func (library) Entrypoint(_ context.Context, d root.Digest) ([]string, error) {
+	if strings.Contains(string(d), "wrapped") {
+		return []string{"/entry.sh", "web"}, nil
+	}
+	return nil, nil
+}
+
 func (library) Protect(context.Context, string, ...root.Digest) error { return nil }
 
 func (library) Remove(context.Context, string) error { return nil }

@@ -161,7 +161,7 @@ func (s *Machines) record(ctx context.Context, a auth.Actor, app *root.App, c Cr
 		}
 		last = err
 		e, ok := errors.AsType[*root.Error](err)
-		retry := ok && (e.Code == root.CodeAddressTaken || e.Code == root.CodeMachineExists || e.Code == root.CodeHostChanged || e.Code == root.CodeMachineNameTaken && c.Name == "")
+		retry := ok && (e.Code == root.CodeAddressTaken || e.Code == root.CodeMachineExists || e.Code == root.CodeMachineNameTaken && c.Name == "")
 		if !retry {
 			return nil, 0, err
 		}

@@ -23,7 +23,8 @@ type failure struct {
 	instance root.InstanceID
 	config   *root.Config
 	since    time.Time
-	err      error // as it came
+	err      error  // as it came
+	note     string // what else may matter, "" nothing
 }
 
 const (
@@ -69,6 +70,9 @@ func (d *Deps) diagnose(ctx context.Context, f failure) error {
 			}
 		}
 		evidence = append(evidence, exitText(m))
+	}
+	if f.note != "" {
+		lines = append(lines, f.note)
 	}
 	log := d.lastLog(ctx, f)
 	g := guess(strings.Join(slices.Concat(evidence, log), "\n"), f.config)

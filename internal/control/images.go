@@ -60,6 +60,8 @@ type ImageStore interface {
 	// DropRepository forgets all that is in a repository of our own registry.
 	DropRepository(ctx context.Context, path string) error
 	Remove(ctx context.Context, ref string) error
+	// Entrypoint is that of an image on this host.
+	Entrypoint(ctx context.Context, d root.Digest) ([]string, error)
 	// Protect makes digests the images that owner must not lose, in place of
 	// those before; none releases it.
 	Protect(ctx context.Context, owner string, digests ...root.Digest) error

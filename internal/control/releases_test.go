@@ -465,6 +465,10 @@ func TestReleaseFails(t *testing.T) {
 		want   string
 	}{
 		"command": {func(n *NewRelease) { n.Deploy.ReleaseCommand = []string{"migrate"}; d.host.exit.Store(3) }, "exit code 3"},
+		"wrapped command": {func(n *NewRelease) {
+			n.Image, n.Deploy.ReleaseCommand = "wrapped", []string{"migrate"}
+			d.host.exit.Store(3)
+		}, "exit code 3\nthe image has an ENTRYPOINT, so what ran was \"/entry.sh web migrate\""},
 		"machine": {func(n *NewRelease) { n.Groups[0].Config.Env = map[string]string{"BAD": "1"} }, "did not listen on port 8080"},
 		"worker":  {func(n *NewRelease) { n.Groups[1].Config.Env = map[string]string{"BAD": "1"} }, "did not listen"},
 		"outside": {func(n *NewRelease) { d.out.status.Store(500); n.Deploy.WaitTimeout = time.Second }, "ALLOWED_HOSTS"},

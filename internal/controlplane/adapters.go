@@ -49,6 +49,11 @@ func (s imageStore) Load(ctx context.Context, r io.Reader, as string, allow func
 	return s.LoadAllowed(ctx, r, as, allow)
 }
 
+func (s imageStore) Entrypoint(ctx context.Context, d root.Digest) ([]string, error) {
+	config, err := s.Config(ctx, d)
+	return config.Config.Entrypoint, err
+}
+
 // imageBuilder reaches the builder process, which is started when needed.
 type imageBuilder struct {
 	supervisor *orders.Client

@@ -116,7 +116,7 @@ func Open(ctx context.Context, o Options) (_ *Member, err error) {
 		return nil, err
 	}
 	if m.server, err = embed.StartEtcd(m.config()); err != nil {
-		return nil, &root.Error{Kind: root.Unavailable, Message: "the state in " + o.Dir + " cannot be opened; keep the directory, see the log, and restore the last snapshot if its files are damaged", Err: err}
+		return nil, &root.Error{Kind: root.Unavailable, Message: "the state in " + o.Dir + " cannot be opened; keep the directory and see the log; if its files are damaged, put back a copy of it", Err: err}
 	}
 	wait, cancel := context.WithTimeoutCause(ctx, openTimeout, fmt.Errorf("etcd did not become ready within %s", openTimeout))
 	defer cancel()

@@ -2,7 +2,6 @@ package etcd
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
@@ -10,7 +9,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -327,80 +325,6 @@ func TestCompactTo(t *testing.T) {
 			}
 		})
 	}
-}
-
-func TestSnapshotAndRestore(t *testing.T) {
-	t.Parallel()
-	m := open(t, Options{Dir: t.TempDir()})
-	put(t, m, "gone", "1")
-	for i := range 250 {
-		put(t, m, fmt.Sprint("key", i), "old")
-		put(t, m, fmt.Sprint("key", i), fmt.Sprint("value", i))
-	}
-	if _, err := m.Client().Delete(t.Context(), "gone"); err != nil {
-		t.Fatal(err)
-	}
-	lease, err := m.Client().Grant(t.Context(), 3600)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := m.Client().Put(t.Context(), "leased", "1", clientv3.WithLease(lease.ID)); err != nil {
-		t.Fatal(err)
-	}
-	var buf bytes.Buffer
-	if err := m.Snapshot(t.Context(), &buf); err != nil {
-		t.Fatal(err)
-	}
-	put(t, m, "later", "1")
-
-	file := filepath.Join(t.TempDir(), "snapshot")
-	to := Options{Dir: t.TempDir(), Socket: shortDir(t), Log: slog.New(slog.DiscardHandler)}
-	bad := map[string][]byte{
-		"cut":       buf.Bytes()[:buf.Len()/2],
-		"empty":     {},
-		"flipped":   flip(buf.Bytes(), 5000),
-		"cut block": slices.Concat(buf.Bytes()[:512], buf.Bytes()[buf.Len()-32:]),
-	}
-	for name, data := range bad {
-		if err := os.WriteFile(file, data, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if err := Restore(t.Context(), file, to); root.KindOf(err) != root.Invalid {
-			t.Errorf("%s snapshot: got %v, want kind invalid", name, err)
-		}
-		if entries, err := os.ReadDir(to.Dir); err != nil || len(entries) > 0 {
-			t.Errorf("%s snapshot: left %v (%v), want nothing", name, entries, err)
-		}
-	}
-
-	if err := os.WriteFile(file, buf.Bytes(), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := Restore(t.Context(), file, to); err != nil {
-		t.Fatal(err)
-	}
-	if err := Restore(t.Context(), file, to); root.KindOf(err) != root.Precondition {
-		t.Errorf("restore over a state: got %v, want kind precondition", err)
-	}
-	m2 := open(t, Options{Dir: to.Dir})
-	resp, err := m2.Client().Get(t.Context(), "", clientv3.WithPrefix(), clientv3.WithKeysOnly())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if resp.Count != 250 {
-		t.Errorf("keys: got %d, want 250: neither deleted, nor expiring, nor later ones", resp.Count)
-	}
-	for i := range 250 {
-		if got, want := get(t, m2, fmt.Sprint("key", i)), fmt.Sprint("value", i); got != want {
-			t.Fatalf("key%d: got %q, want %q", i, got, want)
-		}
-	}
-}
-
-func flip(data []byte, at int) []byte {
-	data = bytes.Clone(data)
-	data[at] ^= 1
-	return data
 }
 
 // TestCloseLeavesNothing is not parallel: it looks at all goroutines.

@@ -15,7 +15,6 @@ import (
 func orgKey(slug root.OrgSlug) string  { return "orgs/" + string(slug) }
 func appKey(name root.AppName) string  { return "apps/" + string(name) }
 func hostKey(id root.HostID) string    { return "hosts/" + string(id) + "/record" }
-func placedKey(id root.HostID) string  { return "hosts/" + string(id) + "/placed" }
 func metaKey(key string) string        { return "meta/" + key }
 func namesUnder(a root.AppName) string { return "names/" + string(a) + "/" }
 func gravesUnder(a root.AppName) string {
@@ -189,16 +188,6 @@ func (s *Store) DeleteHost(ctx context.Context, id root.HostID) (int64, error) {
 		return 0, wrap("delete host "+string(id), err)
 	}
 	return resp.Header.Revision, nil
-}
-
-// HostRevision changes with each machine that is created on the host: see
-// IfHostUnchanged.
-func (s *Store) HostRevision(ctx context.Context, id root.HostID) (int64, error) {
-	kv, err := s.get(ctx, placedKey(id))
-	if err != nil || kv == nil {
-		return 0, wrap("read host "+string(id), err)
-	}
-	return kv.ModRevision, nil
 }
 
 // Meta reads a small value of the cluster: its id, its keys. Nil when it was

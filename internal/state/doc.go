@@ -12,7 +12,6 @@
 //	networks/<org>/<name>            a private network
 //	counters/network                 the last network id given out
 //	hosts/<host>/record              a host
-//	hosts/<host>/placed              changes with every machine placed there
 //	machines/<id>/spec               what should be, and the machine's fixed facts; written by control
 //	machines/<id>/status             what is; written by the agent of its host
 //	machines/<id>/lease              who holds it

@@ -42,25 +42,12 @@ func addressesUnder(host root.HostID) string { return "addresses/" + string(host
 
 func graveKey(app root.AppName, id root.MachineID) string { return gravesUnder(app) + string(id) }
 
-// CreateOption is a further condition of CreateMachine.
-type CreateOption func(root.Machine) condition
-
-// IfHostUnchanged makes CreateMachine fail with kind Conflict, code
-// "host_changed", when another machine was placed on the host since
-// HostRevision returned revision.
-func IfHostUnchanged(revision int64) CreateOption {
-	return func(m root.Machine) condition {
-		return unchanged(placedKey(m.Host), revision).or(
-			&root.Error{Kind: root.Conflict, Code: root.CodeHostChanged, Message: fmt.Sprintf("host %s changed while a place was sought; try again", m.Host)})
-	}
-}
-
 // CreateMachine stores a machine with its first version and status, all or
 // nothing. The app must exist and take machines (NotFound, Precondition), the
 // id (Conflict, "machine_exists"), the name in its app (Conflict,
 // "machine_name_taken") and the address index on its host (Conflict,
 // "address_taken") must be free. An index of 0 is no address and always free.
-func (s *Store) CreateMachine(ctx context.Context, m root.Machine, options ...CreateOption) (int64, error) {
+func (s *Store) CreateMachine(ctx context.Context, m root.Machine) (int64, error) {
 	return attempt(ctx, "create machine "+string(m.ID), func() (int64, error) {
 		app, appRev, err := s.app(ctx, m.App)
 		if err != nil {
@@ -79,14 +66,10 @@ func (s *Store) CreateMachine(ctx context.Context, m root.Machine, options ...Cr
 			held = []uint32{index}
 			ifs = append(ifs, free(m.Host, index))
 		}
-		for _, o := range options {
-			ifs = append(ifs, o(m))
-		}
 		then := []clientv3.Op{
 			clientv3.OpPut(specKey(m.ID), encode(fromMachine(m, held))),
 			clientv3.OpPut(statusKey(m.ID), encode(fromStatus(m.Status))),
 			clientv3.OpPut(nameKey(m.App, m.Name), string(m.ID)),
-			clientv3.OpPut(placedKey(m.Host), string(m.ID)),
 			clientv3.OpDelete(graveKey(m.App, m.ID)),
 		}
 		for _, index := range held {

@@ -93,18 +93,6 @@ func TestCreateMachineConflicts(t *testing.T) {
 	must[int64](t)(s.CreateMachine(ctx, other(func(m *root.Machine) { m.Host = "aaaaaaaa"; m.Spec.Address.Index = 1 })))
 }
 
-func TestCreateMachineHostChanged(t *testing.T) {
-	t.Parallel()
-	s := newStore(t)
-	ctx := t.Context()
-	rev := must[int64](t)(s.HostRevision(ctx, "5e1f00aa"))
-	must[int64](t)(s.CreateMachine(ctx, testMachine(1), IfHostUnchanged(rev)))
-	_, err := s.CreateMachine(ctx, testMachine(2), IfHostUnchanged(rev))
-	wantError(t, err, root.Conflict, "host_changed")
-	rev = must[int64](t)(s.HostRevision(ctx, "5e1f00aa"))
-	must[int64](t)(s.CreateMachine(ctx, testMachine(2), IfHostUnchanged(rev)))
-}
-
 func TestAppLife(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)

@@ -37,6 +37,9 @@ type paths struct{ run string }
 
 func (p *paths) children() string { return filepath.Join(p.run, "children.json") }
 
+// figuresLog is what lxcfs says.
+func (p *paths) figuresLog() string { return filepath.Join(p.run, "lxcfs.log") }
+
 // children starts edge, control and builder and keeps the first two running.
 type children struct {
 	argv    func(name string) []string
@@ -146,6 +149,16 @@ func (c *children) start(name string) (childProcess, error) {
 	argv := c.argv(name)
 	cmd := exec.Command(argv[0], argv[1:]...) //nolint:noctx // it may outlive this process and its contexts
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+	if name == childLXCFS {
+		// It tells twenty lines of itself that nobody has asked for. A file, as it
+		// may outlive this process and whatever would read a pipe.
+		said, err := os.Create(c.paths.figuresLog())
+		if err != nil {
+			return childProcess{}, fmt.Errorf("start %s: %w", name, err)
+		}
+		defer func() { _ = said.Close() }() // the child has its own
+		cmd.Stdout, cmd.Stderr = said, said
+	}
 	// Its own group: a terminal's interrupt is for the server to pass on.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if name == childBuilder {

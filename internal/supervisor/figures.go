@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -60,7 +61,7 @@ func (s *server) openFigures(ctx context.Context) (keep func(context.Context)) {
 				return
 			}
 			// Machines that run have lost their figures until their next start.
-			s.log.Error("lxcfs ended, starting it again", "pid", p.PID, "code", code, "after", time.Since(begin).Round(time.Millisecond))
+			s.log.Error("lxcfs ended, starting it again", "pid", p.PID, "code", code, "after", time.Since(begin).Round(time.Millisecond), "said", s.figuresSaid())
 			for backoff := minBackoff; ; backoff = min(2*backoff, maxBackoff) {
 				if wait(ctx, nil, backoff) != nil {
 					return
@@ -73,6 +74,16 @@ func (s *server) openFigures(ctx context.Context) (keep func(context.Context)) {
 			}
 		}
 	}
+}
+
+// figuresSaid is the end of what lxcfs wrote.
+func (s *server) figuresSaid() string {
+	const most = 500
+	data, err := os.ReadFile(s.paths.figuresLog())
+	if err != nil {
+		return err.Error()
+	}
+	return strings.TrimSpace(string(data[max(0, len(data)-most):]))
 }
 
 // closeFigures ends lxcfs after the last machine.

@@ -10,7 +10,8 @@ import (
 )
 
 // settle is how long what a machine may grow into stays reserved after it
-// started: until then the kernel's account says too little.
+// started, if it does not end before: until then the kernel's account says too
+// little.
 const settle = 2 * time.Second
 
 // memory admits starts and wakes against what is free.
@@ -27,11 +28,32 @@ func newMemory(free func() (root.Bytes, error), total func() root.Bytes) *memory
 	return &memory{free: free, total: total, changed: make(chan struct{})}
 }
 
-// admit reserves need; settled ends the reservation a little later. Where there
+// reservation is memory that a machine may grow into. Nil is none.
+type reservation struct {
+	m    *memory
+	need root.Bytes
+	once sync.Once
+}
+
+// end gives the memory back; further calls do nothing.
+func (r *reservation) end() {
+	if r != nil {
+		r.once.Do(func() { r.m.release(r.need) })
+	}
+}
+
+// settle ends the reservation a little later: the machine runs.
+func (r *reservation) settle() {
+	if r != nil {
+		time.AfterFunc(settle, r.end)
+	}
+}
+
+// admit reserves need; the caller ends or settles the reservation. Where there
 // is too little it calls makeRoom, which gives one sleeping machine's memory
 // back and says whether it did, and then waits for other reservations to end.
 // If that does not help either the error has kind Exhausted.
-func (m *memory) admit(ctx context.Context, need root.Bytes, who string, makeRoom func(context.Context) bool) (settled func(), err error) {
+func (m *memory) admit(ctx context.Context, need root.Bytes, who string, makeRoom func(context.Context) bool) (*reservation, error) {
 	for {
 		free, err := m.free()
 		if err != nil {
@@ -41,7 +63,7 @@ func (m *memory) admit(ctx context.Context, need root.Bytes, who string, makeRoo
 		if free-m.reserved >= need {
 			m.reserved += need
 			m.mu.Unlock()
-			return func() { time.AfterFunc(settle, func() { m.release(need) }) }, nil
+			return &reservation{m: m, need: need}, nil
 		}
 		reserved, changed := m.reserved, m.changed
 		m.mu.Unlock()

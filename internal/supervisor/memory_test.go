@@ -33,12 +33,12 @@ func TestAdmitRefuses(t *testing.T) {
 func TestAdmitWaitsForReservations(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := fixed(300 * root.MiB)
-		settled, err := m.admit(t.Context(), 256*root.MiB, "first", never)
+		held, err := m.admit(t.Context(), 256*root.MiB, "first", never)
 		if err != nil {
 			t.Fatal(err)
 		}
 		begin := time.Now()
-		settled()
+		held.settle()
 		if _, err := m.admit(t.Context(), 256*root.MiB, "second", never); err != nil {
 			t.Fatal(err)
 		}
@@ -46,6 +46,43 @@ func TestAdmitWaitsForReservations(t *testing.T) {
 			t.Errorf("waited: got %v, want %v", got, settle)
 		}
 	})
+}
+
+// What ends before it has settled gives its memory back at once, and only once.
+func TestReservationEndsWithItsMachine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := fixed(300 * root.MiB)
+		begin := time.Now()
+		for range 3 {
+			held, err := m.admit(t.Context(), 256*root.MiB, "job", never)
+			if err != nil {
+				t.Fatal(err)
+			}
+			held.settle()
+			held.end()
+		}
+		if got := time.Since(begin); got != 0 {
+			t.Errorf("waited: got %v, want no time", got)
+		}
+		<-time.After(2 * settle)
+		if m.reserved != 0 {
+			t.Errorf("reserved in the end: got %s", m.reserved)
+		}
+	})
+}
+
+// One job after the other starts at once where there is room for one only.
+func TestJobsFollowAtOnce(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, fake("exit", "0"))
+	w.memory.free = func() (root.Bytes, error) { return root.GiB, nil }
+	s := w.started("I1")
+	w.until(orders.EntryExited)
+	s.all.memory.mu.Lock()
+	defer s.all.memory.mu.Unlock()
+	if s.all.memory.reserved != 0 {
+		t.Errorf("reserved after the exit: got %s", s.all.memory.reserved)
+	}
 }
 
 func TestAdmitGivesUpWithItsCaller(t *testing.T) {

@@ -58,7 +58,7 @@ func (s *server) undo(ctx context.Context) error {
 	// The agent's mounts: it is gone, and their processes too. The network
 	// goes first, it unbinds its own namespaces.
 	errs = append(errs, s.network.Close(ctx), unmountBelow(s.cfg.Run), s.cgroups.RemoveGroup(buildsGroup), s.cgroups.Remove(), s.swap.Close())
-	for _, name := range []string{"slots", "machines", "views", "lxcfs", "lxcfs.pid", "netns", "sockets.json", "children.json", "api.sock", "runtime", "server.lock"} {
+	for _, name := range []string{"slots", "machines", "views", "lxcfs", "lxcfs.pid", "lxcfs.log", "netns", "sockets.json", "children.json", "api.sock", "runtime", "server.lock"} {
 		errs = append(errs, os.RemoveAll(filepath.Join(s.cfg.Run, name)))
 	}
 	return errors.Join(errs...)

@@ -63,6 +63,7 @@ type run struct {
 	out       *output       // nil: a terminal that nobody holds any more
 	ended     chan struct{} // closed when the exit is journalled
 	oomKills  uint64        // at the start
+	held      *reservation  // its memory, for a moment after the start; guarded by the slot's mu
 
 	dead      bool // the first process has ended, the exit is being dealt with
 	stopAsked bool

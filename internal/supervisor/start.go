@@ -118,22 +118,28 @@ func (s *slot) resume(ctx context.Context, o orders.Start) (orders.Started, erro
 		s.reclaimEnd()
 	}
 	s.mu.Unlock()
+	var held *reservation
 	if swapped > 0 {
-		admitted, err := s.all.memory.admit(ctx, swapped, string(s.machine), s.all.reclaimOne)
+		var err error
+		held, err = s.all.memory.admit(ctx, swapped, string(s.machine), s.all.reclaimOne)
 		if err != nil {
 			s.mu.Lock()
 			s.swapped, s.reclaimDue = swapped, time.Now().Add(s.all.reclaimAfter)
 			s.mu.Unlock()
 			return orders.Started{}, err
 		}
-		defer admitted()
 	}
 	if err := s.all.driver.Thaw(r.boot.Container); err != nil {
+		held.end()
 		return orders.Started{}, fmt.Errorf("thaw machine %s: %w", s.machine, err)
 	}
 	e := s.record(orders.Entry{Type: orders.EntryResumed, Number: r.boot.Number, PID: r.pid, Source: o.Source, Reason: o.Reason})
+	held.settle()
 	s.mu.Lock()
 	s.reclaimed = false
+	if held != nil {
+		r.held = held
+	}
 	s.mu.Unlock()
 	// A mark that stays a little too long costs an event that finds it awake.
 	s.all.tasks.Go(s.mark)
@@ -147,12 +153,11 @@ func (s *slot) boot(ctx context.Context, o orders.Start) (_ orders.Started, err 
 	s.mu.Lock()
 	b := *s.next
 	s.mu.Unlock()
+	var held *reservation
 	if b.Problem == "" {
-		admitted, err := s.all.memory.admit(ctx, b.Memory, string(s.machine), s.all.reclaimOne)
-		if err != nil {
+		if held, err = s.all.memory.admit(ctx, b.Memory, string(s.machine), s.all.reclaimOne); err != nil {
 			return orders.Started{}, err
 		}
-		defer admitted()
 	}
 	reason := o.Reason
 	if reason == "" && b.Restarting {
@@ -167,21 +172,24 @@ func (s *slot) boot(ctx context.Context, o orders.Start) (_ orders.Started, err 
 		defer close(flushed)
 		s.all.journal.flush(intent.Stamp)
 	})
-	r, err := s.launch(ctx, b)
+	r, err := s.launch(ctx, b, held)
 	<-flushed
 	if err != nil {
+		held.end()
 		s.all.logs.platform(s.source(), fmt.Sprintf("machine failed to start: %s", messageOf(err)))
 		s.record(orders.Entry{Type: orders.EntryFailed, Number: b.Number, Source: o.Source, Reason: reason, Error: messageOf(err)})
 		s.save()
 		return orders.Started{}, err
 	}
+	held.settle()
 	e := s.record(orders.Entry{Type: orders.EntryStarted, Number: b.Number, PID: r.pid, Source: o.Source, Reason: reason})
 	s.save()
 	return orders.Started{Stamp: e.Stamp, Phase: orders.PhaseStarted, Booted: true}, nil
 }
 
-// launch makes the container and lets it go; on failure nothing is left.
-func (s *slot) launch(ctx context.Context, b orders.Boot) (_ *run, err error) {
+// launch makes the container and lets it go; on failure nothing is left. held,
+// which may be nil, ends with the container.
+func (s *slot) launch(ctx context.Context, b orders.Boot, held *reservation) (_ *run, err error) {
 	if b.Problem != "" {
 		return nil, root.Errorf(root.Invalid, "%s", b.Problem)
 	}
@@ -226,7 +234,7 @@ func (s *slot) launch(ctx context.Context, b orders.Boot) (_ *run, err error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &run{boot: b, pid: pid, startedAt: time.Now(), source: source, ended: make(chan struct{})}
+	r := &run{boot: b, pid: pid, startedAt: time.Now(), source: source, ended: make(chan struct{}), held: held}
 	exit := s.all.reaper.watch(pid)
 	defer func() {
 		if err != nil {

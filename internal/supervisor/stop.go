@@ -54,6 +54,7 @@ func (s *slot) exited(ctx context.Context, r *run, code int) {
 	s.all.swaps.Forget(r.boot.Container)
 	s.all.logs.platform(r.source, ending(exit))
 	s.mu.Lock()
+	r.held.end() // another start may wait for it
 	wasMarked := s.phase == orders.PhaseSuspended || s.phase == orders.PhaseSuspending
 	exit.Requested = r.stopAsked
 	s.mu.Unlock()

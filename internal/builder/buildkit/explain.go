@@ -154,7 +154,7 @@ func (e *Engine) explain(err error, b Build, seen *story, oom bool) error {
 		fmt.Fprintf(&m, "a step asks for %s, which builds do not get here", noEntitlement.FindStringSubmatch(text)[1])
 	default:
 		if known := e.bases.why(err.Error()); known != nil {
-			kind, code, text = root.KindOf(known), "", root.MessageOf(known)+" (an archive of it can be loaded with `roost image load`)"
+			kind, code, text = root.KindOf(known), "", root.MessageOf(known)+noBase
 		} else if strings.Contains(text, "no space left on device") {
 			kind, code, text = root.Exhausted, "", "the disk is full: remove images that are not needed, or enlarge it"
 		}
@@ -170,6 +170,13 @@ func (e *Engine) explain(err error, b Build, seen *story, oom bool) error {
 	}
 	return &root.Error{Kind: kind, Code: code, Message: m.String(), Err: err}
 }
+
+// noBase is what helps where a base image cannot be had.
+const noBase = `
+
+A base image comes from its registry, or a mirror of it that [[registries]] of the server's configuration names,
+with the credentials there. Without any of them, scripts/base-image of Roost's source makes debian:bookworm-slim from
+Debian's packages, and "roost image load" loads an archive of any other.`
 
 // stages lists the names of a Dockerfile's stages.
 func stages(dockerfile []byte) []string {
