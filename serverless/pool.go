@@ -56,6 +56,8 @@ type pool struct {
 	log    *slog.Logger
 	sweep  time.Duration // the first pause
 	fresh  time.Duration
+	check  time.Duration // checkWait
+	alone  time.Duration // failedFor
 
 	background context.Context // ends with close; flights and the sweeper run in it
 	cancel     context.CancelFunc
@@ -83,7 +85,7 @@ type flight struct {
 func newPool(o Options, self identity) *pool {
 	ctx, cancel := context.WithCancel(context.Background())
 	return &pool{
-		client: o.Client, self: self, log: o.Logger, sweep: sweepFirst, fresh: freshFor, background: ctx, cancel: cancel,
+		client: o.Client, self: self, log: o.Logger, sweep: sweepFirst, fresh: freshFor, check: checkWait, alone: failedFor, background: ctx, cancel: cancel,
 		change: func(c *machines.Config) {
 			maps.Copy(c.Env, o.Env)
 			if o.Guest != nil {
@@ -125,7 +127,7 @@ func (p *pool) machine(ctx context.Context) (string, error) {
 	p.mu.Lock()
 	now := time.Now()
 	id, f := p.id, p.flight
-	alone := p.err != nil && now.Sub(p.failed) < failedFor
+	alone := p.err != nil && now.Sub(p.failed) < p.alone
 	switch {
 	case id != "" && (alone || now.Sub(p.seen) < p.fresh):
 		p.mu.Unlock()
@@ -144,7 +146,7 @@ func (p *pool) machine(ctx context.Context) (string, error) {
 	p.mu.Unlock()
 	var enough <-chan time.Time
 	if id != "" {
-		timer := time.NewTimer(checkWait)
+		timer := time.NewTimer(p.check)
 		defer timer.Stop()
 		enough = timer.C
 	}

@@ -62,8 +62,10 @@ func TestCreateReplayServe(t *testing.T) {
 func TestOneMachine(t *testing.T) {
 	p := newPlatform(t)
 	p.creating = make(chan struct{})
-	_, one := p.start(t, "web-1", digestA, nil)
-	_, two := p.start(t, "web-2", digestA, nil)
+	a, one := p.start(t, "web-1", digestA, nil)
+	b, two := p.start(t, "web-2", digestA, nil)
+	a.SetPauses(time.Hour, time.Hour)
+	b.SetPauses(time.Hour, time.Hour)
 	var wg sync.WaitGroup
 	answers := make(chan string, 100)
 	for i := range 100 {
@@ -76,8 +78,8 @@ func TestOneMachine(t *testing.T) {
 	wg.Wait()
 	close(answers)
 	var by []string
-	for a := range answers {
-		by = append(by, a)
+	for machine := range answers {
+		by = append(by, machine)
 	}
 	slices.Sort(by)
 	if by = slices.Compact(by); len(by) != 1 || len(p.created) != 1 {
@@ -163,7 +165,8 @@ func TestFallbacks(t *testing.T) {
 func TestFailureIsRemembered(t *testing.T) {
 	p := newPlatform(t)
 	p.broken = true
-	_, app := p.start(t, "web-1", digestA, nil)
+	s, app := p.start(t, "web-1", digestA, nil)
+	s.SetPauses(time.Hour, 0)
 	for range 10 {
 		p.ask(t, app, "GET", "/receipts", "")
 	}
