@@ -91,8 +91,11 @@ WantedBy=multi-user.target
 	}
 	// As `systemctl enable` does.
 	units := filepath.Join(root, "etc/systemd/system")
-	if err := os.MkdirAll(filepath.Join(units, "multi-user.target.wants"), 0o755); err != nil {
-		return err
+	// With that folder the journal outlives the machine: debugfs reads it.
+	for _, dir := range []string{filepath.Join(units, "multi-user.target.wants"), filepath.Join(root, "var/log/journal")} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
 	}
 	for link, target := range map[string]string{
 		"multi-user.target.wants/roost-vm.service":         "../roost-vm.service",

@@ -81,7 +81,7 @@ func lastWords(ctx context.Context) {
 	lines := slices.DeleteFunc(strings.Split(strings.TrimSpace(string(out)), "\n"), func(line string) bool {
 		return strings.Contains(line, "]: {") || strings.Contains(line, " msg=etcd ") // on a slow host it complains of it
 	})
-	for _, line := range lines[max(0, len(lines)-30):] {
+	for _, line := range lines[max(0, len(lines)-60):] {
 		fmt.Println(noteMark+"|", line)
 	}
 }

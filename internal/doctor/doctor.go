@@ -135,8 +135,9 @@ func (h host) module(pattern string) bool {
 	return err == nil && len(found) > 0
 }
 
-// versionTimeout bounds asking a runtime for its version.
-const versionTimeout = 5 * time.Second
+// versionTimeout bounds asking a runtime for its version. A server that starts
+// on a busy host must not take it for one without a runtime.
+const versionTimeout = 30 * time.Second
 
 func (h host) runtime(ctx context.Context, binary string) Finding {
 	path, err := h.lookPath(binary)
