@@ -363,7 +363,7 @@ func hint(listens []orders.Listen, ports map[int]bool) string {
 		other = append(other, l.Address)
 	}
 	if len(other) > 0 {
-		return "it listens on " + strings.Join(other, ", ")
+		return "it listens on " + strings.Join(other, ", ") + ", and internal_port has to name the port that it uses"
 	}
 	return "it listens on no port"
 }

@@ -68,7 +68,14 @@ func (j *journal) Shift(ctx context.Context, r *root.Release, next root.Rollout)
 func (j *journal) Finish(ctx context.Context, r root.Rollout, status root.ReleaseStatus, message string) error {
 	p := root.Progress{Status: status, Message: message, StartedAt: j.r.Progress.StartedAt, FinishedAt: j.s.Now().UTC()}
 	j.r.Progress = p
-	text := fmt.Sprintf("release v%d is %s", r.Version, status)
+	how := "is " + string(status)
+	switch status {
+	case root.ReleaseFailed:
+		how = "failed"
+	case root.ReleaseInterrupted:
+		how = "was interrupted"
+	}
+	text := fmt.Sprintf("release v%d %s", r.Version, how)
 	if first, _, _ := strings.Cut(message, "\n"); first != "" { // the rest was told with the step that failed
 		text += ": " + first
 	}

@@ -489,7 +489,7 @@ func (e *Executor) act(ctx, work context.Context, s *Step) error {
 		if s.Action == Keep {
 			return e.o.Cluster.Keep(ctx, e.r, m, t)
 		}
-		e.say(root.StepUpdate, s.Group, s.Machine, "machine %s is updated: %s", s.Machine, s.Why)
+		e.say(root.StepUpdate, s.Group, s.Machine, "updating machine %s: %s", s.Machine, s.Why)
 		err := e.o.Cluster.Update(ctx, work, e.r, m, t, s.Launch)
 		e.point("updated")
 		return err
