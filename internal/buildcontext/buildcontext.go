@@ -12,6 +12,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	digest "github.com/opencontainers/go-digest"
 
@@ -65,6 +66,9 @@ func (m Manifest) Check() error {
 	dirs := map[string]bool{".": true}
 	var total root.Bytes
 	for i, e := range m.Entries {
+		if !utf8.ValidString(e.Path) || !utf8.ValidString(e.Link) { // JSON would change it on the way
+			return root.Errorf(root.Invalid, "the build context has an entry %q whose name or target is not UTF-8: rename it, or leave it out with a .dockerignore", clip(e.Path))
+		}
 		if !fs.ValidPath(e.Path) || e.Path == "." || strings.ContainsRune(e.Path, 0) {
 			return root.Errorf(root.Invalid, "the build context has an entry %q that points out of it", clip(e.Path))
 		}

@@ -182,6 +182,18 @@ func TestTransfer(t *testing.T) {
 	}
 }
 
+// TestNamesOfOtherEncodings: the message names the cause.
+func TestNamesOfOtherEncodings(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "caf\xe9.txt"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	_, err := Scan(t.Context(), dir, Options{})
+	if err == nil || !root.IsKind(err, root.Invalid) || !strings.Contains(err.Error(), "\"caf\\xe9.txt\" whose name or target is not UTF-8") {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestCheck(t *testing.T) {
 	t.Parallel()
 	d := digest.FromString("x")
@@ -203,6 +215,8 @@ func TestCheck(t *testing.T) {
 		"without a directory": {[]Entry{file("a/b")}, false},
 		"twice":               {[]Entry{file("a"), file("a")}, false},
 		"out of order":        {[]Entry{file("b"), file("a")}, false},
+		"name not UTF-8":      {[]Entry{file("a\xff")}, false},
+		"link not UTF-8":      {[]Entry{link("l", "a\xff")}, false},
 		"a device":            {[]Entry{{Path: "a", Mode: fs.ModeDevice}}, false},
 		"a file without":      {[]Entry{{Path: "a", Mode: 0o644}}, false},
 		"a short digest":      {[]Entry{{Path: "a", Mode: 0o644, Digest: "sha256:abc"}}, false},
