@@ -357,7 +357,7 @@ func TestReleaseInProgress(t *testing.T) {
 	a := newAPI(t)
 	a.answer("GET /v1/apps/shop", 200, machines.App{Name: "shop"})
 	a.answer("POST /roost/v1/apps/shop/releases", 409, map[string]string{"error": "release v3 of shop is being rolled out", "status": "release_in_progress"})
-	a.run(t, "deploy", project(t, shopFile)).want(t, exitFailed, "release v3 of shop is being rolled out", "roost releases watch --app shop", "roost releases cancel --app shop")
+	a.run(t, "deploy", project(t, shopFile)).want(t, exitFailed, "release v3 of shop is being rolled out", "roost deploy --queue")
 }
 
 // With --queue a deploy waits for the end of another one.

@@ -296,7 +296,7 @@ func (f *factory) leave(app string, r client.Release, asJSON bool) error {
 func (f *factory) unreleased(app string, err error) error {
 	switch codeOf(err) {
 	case "release_in_progress":
-		return hintError{err, fmt.Sprintf("`roost releases watch --app %s` follows it, `roost releases cancel --app %s` ends it; `roost deploy --queue` waits for its end", app, app)}
+		return hintError{err, "`roost deploy --queue` waits for its end"}
 	case "no_release":
 		return hintError{err, "`roost deploy --app " + app + "` makes one"}
 	}

@@ -34,6 +34,7 @@ var errNotReady = root.Errorf(root.Timeout, "it took too long")
 func (c *cluster) Ready(ctx context.Context, r *root.Release, id root.MachineID, smoke bool, tell rollout.Tell) error {
 	g := &gate{c: c, r: r, id: id, tell: tell, began: c.s.Now(), smokes: smoke}
 	g.until = g.began.Add(r.Deploy.WaitTimeout)
+	whole := ctx // the moment of life comes on top
 	ctx, cancel := context.WithTimeoutCause(ctx, r.Deploy.WaitTimeout, errNotReady)
 	defer cancel()
 	m, err := g.started(ctx)
@@ -54,7 +55,7 @@ func (c *cluster) Ready(ctx context.Context, r *root.Release, id root.MachineID,
 		return err
 	}
 	if g.smokes && !rollout.Served(&m.Spec.Config) && checkCount(&m.Spec.Config) == 0 {
-		return g.smoke(ctx, m)
+		return g.smoke(whole, m)
 	}
 	return nil
 }

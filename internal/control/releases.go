@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -128,6 +129,9 @@ func (s *Releases) prepare(ctx context.Context, a auth.Actor, app root.AppName, 
 	if len(r.Groups) == 0 {
 		return nil, root.Errorf(root.Invalid, "the app's config has no process group")
 	}
+	if err := s.checkOnly(r); err != nil {
+		return nil, err
+	}
 	if n.Image == "" {
 		now, err := s.current(ctx, found)
 		if root.CodeOf(err) == root.CodeNoRelease {
@@ -160,6 +164,41 @@ func (s *Releases) prepare(ctx context.Context, a auth.Actor, app root.AppName, 
 		}
 	}
 	return r, nil
+}
+
+// checkOnly refuses what a deploy is to be about and that is not there: nothing
+// would be deployed, and that be called a success.
+func (s *Releases) checkOnly(r *root.Release) error {
+	var groups []string
+	for i := range r.Groups {
+		groups = append(groups, r.Groups[i].Name)
+	}
+	machines := s.managed(r.App)
+	for _, name := range r.Deploy.OnlyGroups {
+		if !slices.Contains(groups, name) && !slices.ContainsFunc(machines, func(m *root.Machine) bool { return m.Group() == name }) {
+			return root.Errorf(root.Invalid, "process_groups: app %s has no process group %q, it has %s", r.App, name, strings.Join(groups, ", "))
+		}
+	}
+	for _, id := range r.Deploy.OnlyMachines {
+		if !slices.ContainsFunc(machines, func(m *root.Machine) bool { return m.ID == id }) {
+			return root.Errorf(root.Invalid, "only_machines: no machine %s belongs to a release of %s", id, r.App)
+		}
+	}
+	regions := s.Regions()
+	for _, region := range r.Deploy.Regions {
+		if !slices.Contains(regions, region) {
+			return root.Errorf(root.Invalid, "regions: no host is in %q, there are %s", region, regionNames(regions))
+		}
+	}
+	return nil
+}
+
+func regionNames(regions []root.Region) string {
+	var out []string
+	for _, r := range regions {
+		out = append(out, string(r))
+	}
+	return strings.Join(out, ", ")
 }
 
 // pinChecks finds the images that machine checks name.

@@ -134,7 +134,7 @@ func (e *Executor) back(ctx context.Context) (root.ReleaseStatus, string, error)
 		}
 	}
 	if restored > 0 {
-		e.say(root.StepRollback, "", "", "%d %s back to what they were", restored, plural(restored, "machine goes", "machines go"))
+		e.say(root.StepRollback, "", "", "%d %s", restored, plural(restored, "machine goes back to what it was", "machines go back to what they were"))
 	}
 	var left []string
 	for i, f := range undo {
