@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -85,13 +86,26 @@ func inside(t *testing.T, h *host, img root.Image, args ...string) string {
 	return string(out)
 }
 
+// atWork is held while a Dockerfile is built. BuildKit keeps what it knows of
+// resolv.conf in variables that every engine of a process shares and none guards
+// (executor/oci, GetResolvConf); the product has one engine in a process, these
+// tests have one each.
+var atWork sync.Mutex
+
+// buildAlone is Build while nobody else builds a Dockerfile.
+func buildAlone(ctx context.Context, h *host, r Request, report func(News)) (root.Image, error) {
+	atWork.Lock()
+	defer atWork.Unlock()
+	return NewClient(h.socket).Build(ctx, r, report)
+}
+
 // docker builds a Dockerfile and returns what steps printed.
 func docker(tb testing.TB, h *host, r Request, files map[string]string) (img root.Image, output string, err error) {
 	tb.Helper()
 	r.App, r.Key, r.Kind, r.Scope = "shop", key("shop"), KindDockerfile, "personal"
 	r.Context, _ = send(tb, h, r.App, source(tb, files))
 	var out strings.Builder
-	img, err = NewClient(h.socket).Build(tb.Context(), r, func(n News) { out.WriteString(printed(tb, n)) })
+	img, err = buildAlone(tb.Context(), h, r, func(n News) { out.WriteString(printed(tb, n)) })
 	return img, out.String(), err
 }
 
@@ -358,7 +372,7 @@ func TestDockerfileScopes(t *testing.T) {
 	for i, scope := range []string{"a", "b", "a"} {
 		r.Scope = scope
 		var out string
-		_, err := NewClient(h.socket).Build(t.Context(), r, func(n News) { out += printed(t, n) })
+		_, err := buildAlone(t.Context(), h, r, func(n News) { out += printed(t, n) })
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -379,7 +393,7 @@ func TestDockerfileCancel(t *testing.T) {
 	mark := fmt.Sprint(100000 + os.Getpid())
 	r := Request{App: "shop", Key: key("shop"), Kind: KindDockerfile, Dockerfile: "FROM shell:1\nRUN echo begun; sleep " + mark + "\n"}
 	r.Context, _ = send(t, h, "shop", source(t, nil))
-	_, err := NewClient(h.socket).Build(ctx, r, func(n News) {
+	_, err := buildAlone(ctx, h, r, func(n News) {
 		if strings.Contains(printed(t, n), "begun") {
 			cancel(enough)
 		}
