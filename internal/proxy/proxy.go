@@ -18,7 +18,10 @@ import (
 	"net/http"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	root "github.com/roost-run/roost"
 	"github.com/roost-run/roost/internal/health"
@@ -96,6 +99,10 @@ const (
 	// before it is closed: most that are busy come back within it.
 	farewellTimeout = 500 * time.Millisecond
 	farewellPoll    = 10 * time.Millisecond
+	// unreadTimeout bounds the wait for connections on which there is something
+	// that was not read yet, on a busy host: none for farewellQuiet looks.
+	unreadTimeout = 5 * time.Second
+	farewellQuiet = 5
 	// maxAttempts bounds how often one request looks for a machine.
 	maxAttempts = 90
 )
@@ -122,6 +129,7 @@ type Proxy struct {
 
 	farewell atomic.Bool  // answers tell clients to close their connection
 	open     atomic.Int64 // connections that clients may send requests on
+	conns    sync.Map     // those connections, as net.Conn
 }
 
 // New returns a Proxy that serves nothing yet.
@@ -184,12 +192,47 @@ func (p *Proxy) Serve(l Listener) error {
 }
 
 // count follows the connections of clients.
-func (p *Proxy) count(_ net.Conn, s http.ConnState) {
+func (p *Proxy) count(c net.Conn, s http.ConnState) {
 	switch s {
 	case http.StateNew:
 		p.open.Add(1)
+		p.conns.Store(c, nil)
 	case http.StateHijacked, http.StateClosed:
 		p.open.Add(-1)
+		p.conns.Delete(c)
+	}
+}
+
+// unread reports whether a client has sent something that nobody has read.
+func (p *Proxy) unread() (some bool) {
+	p.conns.Range(func(c, _ any) bool {
+		some = pending(c.(net.Conn))
+		return !some
+	})
+	return some
+}
+
+// pending looks into the socket below a connection.
+func pending(c net.Conn) bool {
+	switch c := c.(type) {
+	case *guardedConn:
+		return pending(c.Conn)
+	case interface{ NetConn() net.Conn }:
+		return pending(c.NetConn())
+	case syscall.Conn:
+		raw, err := c.SyscallConn()
+		if err != nil {
+			return false
+		}
+		n := 0
+		if cerr := raw.Control(func(fd uintptr) {
+			n, _, err = unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		}); cerr != nil || err != nil {
+			return false
+		}
+		return n > 0
+	default:
+		return false
 	}
 }
 
@@ -199,7 +242,15 @@ func (p *Proxy) count(_ net.Conn, s http.ConnState) {
 func (p *Proxy) sayFarewell(ctx context.Context) {
 	t := time.NewTicker(farewellPoll)
 	defer t.Stop()
-	for end := time.Now().Add(farewellTimeout); p.open.Load() > 0 && time.Now().Before(end); {
+	quiet := 0
+	for begin := time.Now(); p.open.Load() > 0; {
+		if quiet++; p.unread() {
+			quiet = 0
+		}
+		waited := time.Since(begin)
+		if waited > unreadTimeout || waited > farewellTimeout && quiet >= farewellQuiet {
+			return
+		}
 		select {
 		case <-t.C:
 		case <-ctx.Done():
