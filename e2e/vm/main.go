@@ -3,10 +3,13 @@
 // Roost may not have. It makes that host from Debian packages, starts it in
 // qemu, and inside it runs the tests that touch the kernel and then the checks
 // of package file service.go, over the systemd unit in packaging/, a reboot
-// included. One line per check; it exits 0 only if every one held.
+// included; those of file deploy.go build an app there, deploy it, and let it
+// go wrong. One line per check; it exits 0 only if every one held.
 //
 // `make vm` runs it. It is not part of `make test`: it needs qemu-system-x86
-// and mmdebstrap, and without -kvm some twenty minutes.
+// and mmdebstrap, and without -kvm some hour of a host that has nothing else to
+// do. The checks under requests are checks of time, too: on a busy host what is
+// inside may miss the drain of ten seconds.
 //
 // The same program runs inside as well: as "vm inside" it does the checks, and
 // under the name "go" it hands out what was built on the outside, since the
