@@ -29,6 +29,8 @@ type Images interface {
 	Config(ctx context.Context, d root.Digest) (ocispec.Image, error)
 	Mount(ctx context.Context, key string, d root.Digest, target string) error
 	Unmount(ctx context.Context, key, target string) error
+	// Beside is a directory on disk that goes with what is mounted under key.
+	Beside(key string) string
 	Mounted(ctx context.Context) ([]string, error)
 	Protect(ctx context.Context, owner string, digests ...root.Digest) error
 	View(ctx context.Context, d root.Digest, target string) error

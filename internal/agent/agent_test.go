@@ -38,6 +38,7 @@ const (
 // images is an image store whose root file systems are directories with one
 // program in them.
 type images struct {
+	dir       string // what Beside names is below it
 	mu        sync.Mutex
 	mounts    map[string]string
 	views     map[string]root.Digest
@@ -98,6 +99,8 @@ func (s *images) Unmount(_ context.Context, key, target string) error {
 	delete(s.mounts, key)
 	return os.RemoveAll(target)
 }
+
+func (s *images) Beside(key string) string { return filepath.Join(s.dir, key) }
 
 func (s *images) Mounted(context.Context) ([]string, error) {
 	s.mu.Lock()
@@ -164,7 +167,7 @@ func newHost(t *testing.T) *host {
 	ctx := t.Context()
 	h := &host{
 		t: t, store: state.New(etcdtest.New(t)), sup: newSupervisor(),
-		images: &images{mounts: map[string]string{}, protected: map[string][]root.Digest{}}, links: &links{up: map[string]bool{}},
+		images: &images{dir: t.TempDir(), mounts: map[string]string{}, protected: map[string][]root.Digest{}}, links: &links{up: map[string]bool{}},
 	}
 	must(t, last(h.store.CreateApp(ctx, root.App{Name: appName, Org: "personal", NetworkID: 1})))
 	must(t, last(h.store.PutHost(ctx, root.Host{ID: hostID, Region: "loc", NetworkPart: 7})))
@@ -184,6 +187,17 @@ func newHost(t *testing.T) *host {
 		CgroupPath: func(c string) string { return "/roost/" + c },
 		Drain:      func(context.Context, *root.Machine) error { return nil },
 	}
+	t.Cleanup(func() { // once the agent has ended
+		mounted, err := mountedBelow(h.options.Config.Run)
+		if err != nil {
+			t.Error(err)
+		}
+		for _, point := range mounted {
+			if err := unmountTmpfs(point); err != nil {
+				t.Error(err)
+			}
+		}
+	})
 	h.begin()
 	return h
 }
@@ -283,7 +297,7 @@ func TestLaunch(t *testing.T) {
 		i, err := h.options.Supervisor.Instance(t.Context(), m.Spec.Instance)
 		return err == nil && i.Next != nil && i.Next.Number == 2
 	})
-	hosts, err := os.ReadFile(filepath.Join(h.bootDir(m.Spec.Instance, 1), "hosts"))
+	hosts, err := os.ReadFile(sourceOf(t, h.bootDir(m.Spec.Instance, 1), "/etc/hosts"))
 	must(t, err)
 	for _, want := range []string{"10.0.0.1\tneighbour\n", m.Spec.Address.IPv6 + "\tfly-local-6pn\n", m.Spec.Address.IPv4 + "\t" + string(m.ID) + "\n"} {
 		if !strings.Contains(string(hosts), want) {

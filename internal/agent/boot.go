@@ -266,12 +266,20 @@ func (a *Agent) fill(ctx context.Context, i *instance, n uint64, rootfs string) 
 		}
 		problem = root.MessageOf(err)
 	}
-	resolv, hosts := filepath.Join(dir, "resolv.conf"), filepath.Join(dir, "hosts")
-	if err := os.WriteFile(resolv, resolvConf(c.DNS), 0o644); err != nil {
+	// The machine may write to these. Were they here, beside its bundle, it
+	// could fill the memory that all bundles share.
+	beside := a.beside(i, n)
+	if err := os.MkdirAll(beside, 0o700); err != nil {
 		return proc, "", err
 	}
-	if err := os.WriteFile(hosts, hostsFile(rootfs, m), 0o644); err != nil {
-		return proc, "", err
+	resolv, hosts, name := filepath.Join(beside, "resolv.conf"), filepath.Join(beside, "hosts"), filepath.Join(beside, "hostname")
+	for _, f := range []struct {
+		name string
+		data []byte
+	}{{resolv, resolvConf(c.DNS)}, {hosts, hostsFile(rootfs, m)}, {name, []byte(hostname(m) + "\n")}} {
+		if err := os.WriteFile(f.name, f.data, 0o644); err != nil {
+			return proc, "", err
+		}
 	}
 	if problem != "" {
 		return proc, problem, nil // never started: a bundle would not be read
@@ -287,7 +295,7 @@ func (a *Agent) fill(ctx context.Context, i *instance, n uint64, rootfs string) 
 		Env:        withSecrets(secrets, platformEnv(m)),
 		Mounts:     mounts,
 		APIDir:     filepath.Join(a.o.Config.MachineDir(i.id()), "fly"), // the supervisor listens there
-		ResolvConf: resolv, HostsFile: hosts,
+		ResolvConf: resolv, HostsFile: hosts, HostnameFile: name,
 		Memory: c.Guest.Memory, Swap: c.Swap,
 		CPUShares: bundle.Shares(c.Guest),
 		Init:      a.o.Init, LXCFS: a.o.LXCFS, Listener: a.swapon(),
@@ -334,6 +342,12 @@ func (a *Agent) files(ctx context.Context, files []root.File) ([]root.File, erro
 	return out, nil
 }
 
+// beside is where a boot's files are that its machine may write to.
+func (a *Agent) beside(i *instance, n uint64) string {
+	key, _ := a.rootfs(i, n)
+	return filepath.Join(a.o.Images.Beside(key), strconv.FormatUint(n, 10))
+}
+
 // cleanBoot removes what is left of a boot that was used or never will be.
 func (a *Agent) cleanBoot(ctx context.Context, i *instance, n uint64) error {
 	if !i.persistent() {
@@ -341,6 +355,9 @@ func (a *Agent) cleanBoot(ctx context.Context, i *instance, n uint64) error {
 		if err := a.o.Images.Unmount(ctx, key, target); err != nil {
 			return fmt.Errorf("clean boot %d of %s: %w", n, i.machine.ID, err)
 		}
+	}
+	if err := os.RemoveAll(a.beside(i, n)); err != nil {
+		return fmt.Errorf("clean boot %d of %s: %w", n, i.machine.ID, err)
 	}
 	return removeDir(a.bootDir(i.id(), n))
 }
@@ -381,27 +398,32 @@ func (a *Agent) bootsOf(id root.InstanceID) []uint64 {
 
 // removeDir removes a directory of ours, but nothing that is still mounted in it.
 func removeDir(dir string) error {
-	busy, err := mountedBelow(dir)
+	mounted, err := mountedBelow(dir)
 	if err != nil {
 		return err
 	}
-	if busy != "" {
-		return fmt.Errorf("remove %s: %s is still mounted", dir, busy)
+	for _, point := range mounted {
+		if filepath.Base(point) != secretsDir {
+			return fmt.Errorf("remove %s: %s is still mounted", dir, point)
+		}
+		if err := unmountTmpfs(point); err != nil {
+			return err
+		}
 	}
 	return os.RemoveAll(dir)
 }
 
-// mountedBelow returns a mount point at or below dir, or "".
-func mountedBelow(dir string) (string, error) {
+// mountedBelow returns the mount points at or below dir.
+func mountedBelow(dir string) (points []string, err error) {
 	data, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	for line := range strings.Lines(string(data)) {
 		f := strings.Fields(line)
 		if len(f) > 4 && (f[4] == dir || strings.HasPrefix(f[4], dir+"/")) {
-			return f[4], nil
+			points = append(points, f[4])
 		}
 	}
-	return "", nil
+	return points, nil
 }

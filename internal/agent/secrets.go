@@ -61,10 +61,19 @@ func withSecrets(secrets, platform map[string]string) map[string]string {
 	return env
 }
 
+const (
+	// secretsDir is where a boot's files that are secrets are mounted from.
+	secretsDir = "secrets"
+	// secretsSize and secretsFiles bound all of them: a config and the secrets
+	// of an app are smaller.
+	secretsSize  = 32 << 20
+	secretsFiles = 4096
+)
+
 // secretFiles makes the files of a config whose contents are secrets. They
-// never get into the root file system, which is on disk: they stand in the
-// boot's directory, as its bundle does, and are mounted where the config wants
-// them. rest are the other files.
+// never get into the root file system, which is on disk: they stand in memory,
+// and are mounted where the config wants them. The machine may write to them,
+// so this memory is bounded and their own. rest are the other files.
 func secretFiles(dir string, files []root.File, secrets map[string]string) (mounts []specs.Mount, rest []root.File, err error) {
 	for n, f := range files {
 		if f.Secret == "" {
@@ -83,7 +92,12 @@ func secretFiles(dir string, files []root.File, secrets map[string]string) (moun
 		if mode == 0 {
 			mode = 0o644
 		}
-		source := filepath.Join(dir, fmt.Sprintf("secret-%d", n))
+		source := filepath.Join(dir, secretsDir, fmt.Sprintf("secret-%d", n))
+		if len(mounts) == 0 {
+			if err := mountTmpfs(filepath.Join(dir, secretsDir), secretsSize, secretsFiles); err != nil {
+				return nil, nil, err
+			}
+		}
 		if err := os.WriteFile(source, content, 0o600); err != nil {
 			return nil, nil, err
 		}

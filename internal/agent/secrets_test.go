@@ -3,10 +3,14 @@ package agent
 import (
 	"context"
 	"encoding/base64"
+	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	root "github.com/roost-run/roost"
 	"github.com/roost-run/roost/internal/runtime/bundle"
@@ -86,6 +90,69 @@ func TestSecretsAreInjected(t *testing.T) {
 	must(t, err)
 	if data, err := os.ReadFile(filepath.Join(dir, "rootfs", "etc", "plain")); err != nil || string(data) != "plain" {
 		t.Errorf("the other file: got %q, %v", data, err)
+	}
+}
+
+// sourceOf is what a bundle mounts at a place.
+func sourceOf(t *testing.T, dir, destination string) string {
+	t.Helper()
+	spec, err := bundle.Read(dir)
+	must(t, err)
+	for _, m := range spec.Mounts {
+		if m.Destination == destination {
+			return m.Source
+		}
+	}
+	t.Fatalf("nothing is mounted at %s", destination)
+	return ""
+}
+
+// TestMachinesShareNoMemoryFiles: the run directory is one file system in
+// memory for all. What a machine may write to is elsewhere, or bounded.
+func TestMachinesShareNoMemoryFiles(t *testing.T) {
+	h := newHost(t)
+	h.withVault(vault{"FILE": base64.StdEncoding.EncodeToString([]byte("secret"))})
+	c := workerConfig()
+	c.Files = []root.File{{GuestPath: "/etc/key.pem", Secret: "FILE"}}
+	m, err := h.launchWith(1, c, 3)
+	must(t, err)
+	dir := filepath.Join(h.options.Config.MachineDir(m.Spec.Instance), "1")
+	spec, err := bundle.Read(dir)
+	must(t, err)
+	writable := 0
+	for _, mount := range spec.Mounts {
+		if mount.Type != "bind" || slices.Contains(mount.Options, "ro") {
+			continue
+		}
+		writable++
+		if !strings.HasPrefix(mount.Source, h.options.Config.Run+"/") {
+			continue
+		}
+		var run, own unix.Statfs_t
+		must(t, unix.Statfs(h.options.Config.Run, &run))
+		must(t, unix.Statfs(filepath.Dir(mount.Source), &own))
+		if own.Fsid == run.Fsid || own.Blocks*uint64(own.Bsize) > secretsSize {
+			t.Errorf("%s is %s, on a file system of %d bytes that others use", mount.Destination, mount.Source, own.Blocks*uint64(own.Bsize))
+		}
+		full := os.WriteFile(mount.Source, make([]byte, secretsSize+1), 0o600)
+		if !errors.Is(full, unix.ENOSPC) {
+			t.Errorf("%s filled: got %v, want ENOSPC", mount.Destination, full)
+		}
+	}
+	if writable < 4 { // hosts, resolv.conf, hostname, the secret
+		t.Errorf("got %d writable mounts: %+v", writable, spec.Mounts)
+	}
+	_, err = h.Destroy(t.Context(), m.ID)
+	must(t, err)
+	mounted, err := mountedBelow(h.options.Config.Run)
+	must(t, err)
+	if len(mounted) > 0 {
+		t.Errorf("still mounted: %q", mounted)
+	}
+	left, err := filepath.Glob(filepath.Join(h.images.dir, "*", "*"))
+	must(t, err)
+	if len(left) > 0 {
+		t.Errorf("left on disk: %q", left)
 	}
 }
 

@@ -17,6 +17,7 @@
 //	overlay/               unpacked layers, one directory a snapshot
 //	mounts/<key>/image     JSON record of a mount: image digest, target
 //	mounts/<key>/fs, work  the writable part of its root file system
+//	mounts/<key>/beside    what its user keeps with it
 //
 // The writable part is not a snapshot of the database: a machine starts often
 // and its files are thrown away at every stop, so a start must not wait for

@@ -280,6 +280,10 @@ func (s *Store) readMounts() error {
 	return nil
 }
 
+// Beside returns a directory on disk for what belongs to the mount with that
+// key, and goes with it. It need not exist.
+func (s *Store) Beside(key string) string { return filepath.Join(s.mountDir(key), "beside") }
+
 func (s *Store) mountDir(key string) string { return filepath.Join(s.o.Root, "mounts", key) }
 
 func validKey(key string) bool {

@@ -13,6 +13,7 @@
 package bundle
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -41,12 +42,14 @@ type Spec struct {
 	APIDir     string            // directory to appear as /.fly; "" for none
 	ResolvConf string            // file to appear as /etc/resolv.conf; "" keeps the image's
 	HostsFile  string            // file to appear as /etc/hosts; "" keeps the image's
-	Memory     root.Bytes        // hard limit; 0 is none
-	Swap       root.Bytes        // beside Memory
-	CPUShares  uint64            // weight, see Shares; 0 is the kernel's default
-	Init       string            // a static tini, which becomes process 1; "" runs the command itself
-	LXCFS      string            // mount point of lxcfs; "" shows the host's /proc figures
-	Listener   string            // socket that answers swapon and swapoff, see runtime/swapon; "" refuses them
+	// HostnameFile appears as /etc/hostname; "" is one that is made in the bundle.
+	HostnameFile string
+	Memory       root.Bytes // hard limit; 0 is none
+	Swap         root.Bytes // beside Memory
+	CPUShares    uint64     // weight, see Shares; 0 is the kernel's default
+	Init         string     // a static tini, which becomes process 1; "" runs the command itself
+	LXCFS        string     // mount point of lxcfs; "" shows the host's /proc figures
+	Listener     string     // socket that answers swapon and swapoff, see runtime/swapon; "" refuses them
 }
 
 // Where things appear inside. InitPath cannot collide with an image's own
@@ -67,7 +70,7 @@ const (
 	oomScore = 500
 )
 
-// Write writes config.json, and a hostname file, into dir, which is made if
+// Write writes config.json, and unless there is one a hostname file, into dir, which is made if
 // needed. It gives Invalid if the command or the user does not exist in the
 // root file system.
 func Write(dir string, s Spec) error {
@@ -86,11 +89,11 @@ func Write(dir string, s Spec) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("bundle %s: %w", s.Container, err)
 	}
-	err = errors.Join(
-		os.WriteFile(filepath.Join(dir, "hostname"), []byte(s.Hostname+"\n"), 0o644),
-		// Secrets are in the environment: nobody else reads it.
-		os.WriteFile(filepath.Join(dir, "config.json"), data, 0o600),
-	)
+	if s.HostnameFile == "" {
+		err = os.WriteFile(filepath.Join(dir, "hostname"), []byte(s.Hostname+"\n"), 0o644)
+	}
+	// Secrets are in the environment: nobody else reads it.
+	err = errors.Join(err, os.WriteFile(filepath.Join(dir, "config.json"), data, 0o600))
 	if err != nil {
 		return fmt.Errorf("bundle %s: %w", s.Container, err)
 	}
@@ -272,7 +275,7 @@ func (s *Spec) mounts(dir string, version int) []specs.Mount {
 			}
 		}
 	}
-	bind(filepath.Join(dir, "hostname"), "/etc/hostname")
+	bind(cmp.Or(s.HostnameFile, filepath.Join(dir, "hostname")), "/etc/hostname")
 	if s.ResolvConf != "" {
 		bind(s.ResolvConf, "/etc/resolv.conf")
 	}
