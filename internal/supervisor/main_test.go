@@ -149,7 +149,7 @@ func (w *world) boot(id root.InstanceID, n uint64) orders.Boot {
 	return orders.Boot{
 		Machine: "148e1234c56789", App: "shop", Instance: id, Generation: 3, Number: n,
 		Container: fmt.Sprintf("%s-%d", id, n), Bundle: w.t.TempDir(), Interface: "m7",
-		Memory: 64 * root.MiB, Command: "payload", Stop: root.Stop{Signal: "SIGINT", Timeout: 5 * time.Second},
+		Memory: 64 * root.MiB, Command: "payload", Stop: root.Stop{Signal: "SIGINT", Timeout: time.Minute},
 	}
 }
 

@@ -203,7 +203,7 @@ func (h *host) boot(id root.InstanceID, number uint64, args ...string) orders.Bo
 	b := orders.Boot{
 		Machine: root.MachineID("148e1234c5678" + string(id[len(id)-1:])), App: "shop", Instance: id, Generation: 1, Number: number,
 		Container: container, Bundle: filepath.Join(h.cfg.MachineDir(id), container), Memory: 64 * root.MiB,
-		Command: "payload", TTY: h.config.Init.TTY, Stop: root.Stop{Signal: "SIGINT", Timeout: 5 * time.Second},
+		Command: "payload", TTY: h.config.Init.TTY, Stop: root.Stop{Signal: "SIGINT", Timeout: time.Minute},
 	}
 	if err := os.MkdirAll(b.Bundle, 0o755); err != nil {
 		h.t.Fatal(err)
