@@ -200,7 +200,10 @@ func (l *Loop) look(ctx context.Context, t *timer) {
 		return
 	}
 	if m.Spec.Instance != t.instance {
-		return // another version; this one is on its way out
+		// An old version that is on its way out is told of when it has gone; a new
+		// one beside it takes its place when it is ready, and nobody tells.
+		l.again(t, now.Add(minRecheck))
+		return
 	}
 	p := PolicyOf(m)
 	state := l.o.State(m)

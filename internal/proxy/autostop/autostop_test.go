@@ -190,6 +190,30 @@ func TestExactTimer(t *testing.T) {
 	})
 }
 
+// A version that comes up beside the one that serves is known to the loop
+// before the catalog names it; when it has taken over, it sleeps as any other.
+func TestNewVersionBesideTheOld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		service := root.Service{Autostop: root.AutostopSuspend, StopAfter: time.Minute}
+		r.add("m1", service).Take(0, 0)
+		time.Sleep(10 * time.Second)
+		r.loads.Unit("i-new")
+		r.loop.Started("m1", "i-new")
+		time.Sleep(20 * time.Second) // until it is ready
+		r.mu.Lock()
+		r.snapshot = r.snapshot.With(2, root.Change{Machine: &root.Machine{
+			ID: "m1", App: "shop", Region: "loc", Origin: root.OriginUser, Spec: root.Spec{Instance: "i-new", Config: root.Config{Services: []root.Service{service}}},
+		}})
+		r.mu.Unlock()
+		r.loop.Stopped("i-m1")
+		time.Sleep(40*time.Second - time.Millisecond)
+		r.want(t)
+		time.Sleep(2 * time.Millisecond)
+		r.want(t, act{"m1", "suspend", 70 * time.Second})
+	})
+}
+
 func TestBusyLease(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)
