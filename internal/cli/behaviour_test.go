@@ -597,3 +597,13 @@ func TestLargeContext(t *testing.T) {
 		}
 	}
 }
+
+// TestTokenName: the platform puts what a token is for behind its name.
+func TestTokenName(t *testing.T) {
+	a := newAPI(t)
+	a.answer("POST /roost/v1/tokens", 201, client.CreatedToken{Secret: "roost_d_x"})
+	a.run(t, "token", "create", "deploy", "--app", "shop").want(t, exitDone, "it is shown this once")
+	if got := a.last().body; !strings.Contains(got, `"name":"deploy"`) {
+		t.Errorf("asked for %s, want a token with the name deploy", got)
+	}
+}

@@ -37,10 +37,7 @@ deploy (an app and its images), read (an organisation or app, reading only).`,
 				return usageError{fmt.Errorf("a token of scope %s is for one app: name it with --app", in.Scope)}
 			}
 			if in.Name == "" {
-				in.Name = args[0]
-				if f.app != "" {
-					in.Name += "@" + f.app
-				}
+				in.Name = args[0] // the platform adds what it is for: deploy@shop
 			}
 			in.App = f.app
 			c, err := f.client()
