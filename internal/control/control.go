@@ -50,6 +50,9 @@ type Deps struct {
 	// Drain returns when nothing is in flight to the machine's version, or ctx
 	// ends. Nil: nobody can tell.
 	Drain func(ctx context.Context, m *root.Machine) error
+	// Routed returns when this host's edge routes by a revision of the catalog,
+	// or when that is not to be waited for. Nil: there is no edge.
+	Routed func(ctx context.Context, revision int64)
 	// Dial connects to an address of a machine. Nil: it cannot be done.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 	// Busy keeps autostop away from a machine's version. Nil: nothing does.
@@ -145,8 +148,17 @@ func (d *Deps) randomMachineID() root.MachineID {
 	return root.MachineIDFrom(b)
 }
 
-// read waits until reads see revision rev.
-func (d *Deps) read(ctx context.Context, rev int64) error { return d.Catalog.WaitRevision(ctx, rev) }
+// read waits until reads see revision rev, and until this host's edge routes by
+// it: who has its answer may send a request at once.
+func (d *Deps) read(ctx context.Context, rev int64) error {
+	if err := d.Catalog.WaitRevision(ctx, rev); err != nil {
+		return err
+	}
+	if d.Routed != nil {
+		d.Routed(ctx, rev)
+	}
+	return nil
+}
 
 // app finds an app that the actor may act on with p. An app of another
 // organisation is Forbidden, a name nobody has is NotFound: clients find out

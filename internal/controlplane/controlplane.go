@@ -159,6 +159,9 @@ func (p *process) open(ctx context.Context) error {
 	p.agent = agent.New(agent.Options{
 		Config: p.cfg, Host: p.host, Store: p.store, Catalog: p.catalog, Supervisor: p.supervisor,
 		Images: p.images, Network: private, Secrets: vault,
+		MayUse: func(ctx context.Context, org root.OrgSlug, ref string) error {
+			return p.control.Images.Allowed(ctx, org, ref)
+		},
 		CgroupPath: func(container string) string { return "/" + p.cfg.CgroupParent() + "/" + container },
 		Init:       tini, LXCFS: mounted(filepath.Join(p.cfg.Run, "lxcfs"), lxcfs), Drain: p.drain, Checks: p.askEdge, Log: p.log,
 	})
@@ -168,7 +171,7 @@ func (p *process) open(ctx context.Context) error {
 		Store: p.store, Catalog: p.catalog, Agent: p.agent, Vault: vault, Images: imageStore{p.images},
 		Builder: imageBuilder{p.supervisor, builder.NewClient(p.cfg.BuilderSocket()), builder.Dir(p.cfg.Data)}, Logs: logReader{p.cfg}, Journal: logWriter{p.logs}, Host: p.host,
 		Public: public{p.supervisor, p.cfg.Domain}, Poster: poster{forWebhooks(&p.cfg)}, KeepReleases: p.cfg.KeepReleases, Issuer: p.certs, Domain: p.cfg.Domain, Failpoint: failpoint(p.cfg),
-		Address: network.AddressFor, Drain: p.drain, Dial: private.DialMachine, Busy: p.keepBusy, Log: p.log,
+		Address: network.AddressFor, Drain: p.drain, Routed: p.routed, Dial: private.DialMachine, Busy: p.keepBusy, Log: p.log,
 	})
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"strconv"
 	"time"
 
 	root "github.com/roost-run/roost"
@@ -88,14 +89,35 @@ func (p *process) askEdge(ctx context.Context, m *root.Machine) (report.Answer, 
 
 // Bounds of the wait for a replaced version to have nothing in flight.
 const (
-	// switchGrace is for the edge to have seen the switch: its feed is local.
+	// switchGrace is for a request that was on its way to the version when the
+	// edge saw the switch.
 	switchGrace  = 100 * time.Millisecond
 	drainPoll    = 50 * time.Millisecond
 	maxDrainPoll = 500 * time.Millisecond
 )
 
 // load is what the edge's socket says of an instance.
-type load struct{ InFlight, Upgrades, Waiting int }
+type load struct {
+	InFlight, Upgrades, Waiting int
+	Routed                      bool // new requests may go there
+}
+
+// routedTimeout bounds how long a write waits for the edge. Its feed is local;
+// after a restart of either process it is connected again within a second.
+const routedTimeout = 5 * time.Second
+
+// routed returns when the edge routes by a revision of the catalog. Of an edge
+// that is not there nobody waits.
+func (p *process) routed(ctx context.Context, revision int64) {
+	wait, cancel := context.WithTimeout(ctx, routedTimeout)
+	defer cancel()
+	edge := ipc.NewClient(p.cfg.EdgeSocket())
+	defer edge.Close()
+	err := edge.Call(wait, http.MethodGet, "/revision/"+strconv.FormatInt(revision, 10), nil, nil)
+	if err != nil && ctx.Err() == nil && !root.IsKind(err, root.Unavailable) {
+		p.log.Warn("the edge does not follow the catalog", "revision", revision, "err", err)
+	}
+}
 
 // keepBusy has the edge keep autostop away from a machine's version.
 func (p *process) keepBusy(ctx context.Context, id root.InstanceID, until time.Time) error {
@@ -104,7 +126,8 @@ func (p *process) keepBusy(ctx context.Context, id root.InstanceID, until time.T
 	return edge.Call(ctx, http.MethodPut, "/busy/"+string(id), struct{ Until time.Time }{until}, nil)
 }
 
-// drain returns when the edge has nothing in flight to the machine's version.
+// drain returns when the edge sends nothing more to the machine's version, and
+// has nothing in flight to it.
 func (p *process) drain(ctx context.Context, m *root.Machine) error {
 	edge := ipc.NewClient(p.cfg.EdgeSocket())
 	defer edge.Close()
@@ -115,11 +138,11 @@ func (p *process) drain(ctx context.Context, m *root.Machine) error {
 		case <-time.After(pause):
 		}
 		var l load
-		err := edge.Call(ctx, http.MethodGet, "/load/"+string(m.Spec.Instance), nil, &l)
+		err := edge.Call(ctx, http.MethodGet, "/load/"+string(m.Spec.Instance)+"?machine="+string(m.ID), nil, &l)
 		if err != nil && !root.IsKind(err, root.Unavailable) { // an edge that is gone has nothing in flight, but may come back
 			return fmt.Errorf("ask the edge for load: %w", err)
 		}
-		if err == nil && l.InFlight == 0 && l.Upgrades == 0 {
+		if err == nil && !l.Routed && l.InFlight == 0 && l.Upgrades == 0 {
 			return nil
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"os"
+	"strconv"
 	"time"
 
 	root "github.com/roost-run/roost"
@@ -31,6 +32,7 @@ type MachineLoad struct {
 	Waiting   int
 	IdleSince time.Time
 	BusyUntil time.Time
+	Routed    bool // new requests may go there; only where one is asked for
 }
 
 func (e *edge) serveStatus(ctx context.Context) error {
@@ -41,9 +43,16 @@ func (e *edge) serveStatus(ctx context.Context) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", ipc.Handler(func(context.Context, *http.Request, struct{}) (Status, error) { return e.status(), nil }))
 	mux.HandleFunc("GET /load/{instance}", ipc.Handler(func(_ context.Context, r *http.Request, _ struct{}) (MachineLoad, error) {
-		id := root.InstanceID(r.PathValue("instance"))
+		id, machine := root.InstanceID(r.PathValue("instance")), root.MachineID(r.URL.Query().Get("machine"))
 		c := e.loads.Unit(id).Counts()
-		return MachineLoad{Instance: id, InFlight: c.InFlight, Upgrades: c.Upgrades, Waiting: c.Waiting}, nil
+		return MachineLoad{Machine: machine, Instance: id, InFlight: c.InFlight, Upgrades: c.Upgrades, Waiting: c.Waiting, Routed: e.routes(machine, id)}, nil
+	}))
+	mux.HandleFunc("GET /revision/{revision}", ipc.Handler(func(ctx context.Context, r *http.Request, _ struct{}) (struct{}, error) {
+		revision, err := strconv.ParseInt(r.PathValue("revision"), 10, 64)
+		if err != nil {
+			return struct{}{}, root.Errorf(root.Invalid, "%q is no revision", r.PathValue("revision"))
+		}
+		return struct{}{}, e.catalog.WaitRevision(ctx, revision)
 	}))
 	mux.HandleFunc("PUT /busy/{instance}", ipc.Handler(func(_ context.Context, r *http.Request, q struct{ Until time.Time }) (struct{}, error) {
 		// Sessions of people, which the proxy does not see. The app's own busy
@@ -64,6 +73,13 @@ func (e *edge) serveStatus(ctx context.Context) error {
 		return err
 	}
 	return context.Cause(ctx)
+}
+
+// routes reports whether new requests may go to a machine's instance: whether
+// it is the current version, and not taken out of the choice.
+func (e *edge) routes(machine root.MachineID, id root.InstanceID) bool {
+	m := e.catalog.Snapshot().Machine(machine)
+	return m != nil && m.Spec.Instance == id && !m.Spec.Cordoned && m.Spec.Destroy == nil
 }
 
 func (e *edge) status() Status {
