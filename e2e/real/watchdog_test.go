@@ -31,7 +31,8 @@ var loadGunicorn = sync.OnceValue(func() error {
 		if err := os.MkdirAll(filepath.Dir(archive), 0o755); err != nil {
 			return err
 		}
-		part := archive + ".part"
+		part := fmt.Sprintf("%s.%d.part", archive, os.Getpid())
+		defer os.Remove(part) //nolint:errcheck // renamed, if all went well
 		cmd := exec.CommandContext(context.Background(), "../../scripts/base-image", part, "python3", "gunicorn")
 		cmd.Env = append(os.Environ(), "BASE_IMAGE_NAME="+gunicornImage)
 		if out, err := cmd.CombinedOutput(); err != nil {
@@ -45,10 +46,11 @@ var loadGunicorn = sync.OnceValue(func() error {
 	return err
 })
 
-// The watchdog's time-out, and how long a machine stays frozen: well past it.
+// The watchdog's time-out, no shorter than a busy host may keep a worker from
+// running, and how long a machine stays frozen: well past it.
 const (
-	watchdog = 2 * time.Second
-	frozen   = 3 * time.Second
+	watchdog = 4 * time.Second
+	frozen   = 6 * time.Second
 )
 
 // victims is what the log says around each death, machine by machine.
