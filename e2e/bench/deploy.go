@@ -119,7 +119,7 @@ func (w *world) deploy(ctx context.Context) (err error) {
 			return err
 		}
 		seen, begin := make(chan time.Time, 1), time.Now()
-		lookCtx, stop := context.WithTimeout(ctx, patience)
+		lookCtx, stop := context.WithCancel(ctx)
 		go func() { // ends with the change or with stop, which this waits for below
 			defer close(seen)
 			w.watchPage(lookCtx, mark, seen)
@@ -130,7 +130,9 @@ func (w *world) deploy(ctx context.Context) (err error) {
 			<-seen
 			return err
 		}
+		late := time.AfterFunc(patience, stop)
 		at, ok := <-seen
+		late.Stop()
 		stop()
 		if !ok {
 			return errors.New("the change did not become live")
