@@ -91,4 +91,14 @@ func TestRollbackAndSecrets(t *testing.T) {
 			t.Errorf("machine of %s: got secrets %d, want those that v1 had", m.Group(), m.Spec.Secrets)
 		}
 	}
+	// What comes next brings the newer ones, and says so.
+	r := d.release(definition("three", nil))
+	warned := false
+	d.must(d.Releases.Events(t.Context(), admin, "shop", r.Version, "", false, func(e root.ReleaseEvent) error {
+		warned = warned || e.Warning && strings.Contains(e.Message, "v3 runs with the secrets that v1 had")
+		return nil
+	}))
+	if r.Secrets != 1 || !warned {
+		t.Errorf("the next release: got secrets %d, said: %v", r.Secrets, warned)
+	}
 }

@@ -254,6 +254,11 @@ func (s *Releases) begin(ctx context.Context, r *root.Release, notices ...root.R
 	if _, err := rollout.Make(r, s.Catalog.Snapshot().Machines(r.App), root.Rollout{}); err != nil {
 		return nil, err
 	}
+	newer, err := s.newerSecrets(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	notices = append(notices, newer...)
 	made, rev, err := s.record(ctx, r)
 	if err != nil {
 		return nil, err
@@ -273,6 +278,20 @@ func (s *Releases) begin(ctx context.Context, r *root.Release, notices ...root.R
 	}
 	s.Log.Info("release created", "app", r.App, "release", made.Version, "reason", r.Reason)
 	return &made, nil
+}
+
+// newerSecrets warns of a release that brings the secrets back which a rollback
+// had left behind.
+func (s *Releases) newerSecrets(ctx context.Context, r *root.Release) ([]root.ReleaseEvent, error) {
+	app, err := s.Store.App(ctx, r.App)
+	if err != nil || app.Release == 0 || r.Reason == ReasonRollback {
+		return nil, err
+	}
+	now, err := s.Store.Release(ctx, r.App, app.Release)
+	if err != nil || now.Reason != ReasonRollback || now.Secrets >= r.Secrets {
+		return nil, err
+	}
+	return []root.ReleaseEvent{{Warning: true, Message: fmt.Sprintf("v%d runs with the secrets that v%d had: this release brings those of now", now.Version, now.Repeats)}}, nil
 }
 
 // record stores a release whose image is here and stays here.
