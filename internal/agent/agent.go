@@ -59,8 +59,10 @@ type Options struct {
 	Catalog    *catalog.Catalog
 	Supervisor *orders.Client
 	Images     Images
-	Network    Network
-	Secrets    Secrets
+	// MayUse refuses images that are not an organisation's to use. Nil: none.
+	MayUse  func(ctx context.Context, org root.OrgSlug, ref string) error
+	Network Network
+	Secrets Secrets
 	// CgroupPath is the OCI spec's cgroupsPath of a container.
 	CgroupPath func(container string) string
 	Init       string // host path of tini-static

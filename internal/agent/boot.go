@@ -251,7 +251,7 @@ func (a *Agent) fill(ctx context.Context, i *instance, n uint64, rootfs string) 
 		secrets, err = environment(c.Process, secrets)
 	}
 	if err == nil {
-		files, err = a.files(ctx, files)
+		files, err = a.files(ctx, m.Org, files)
 	}
 	if err == nil {
 		err = bundle.WriteFiles(rootfs, files)
@@ -316,11 +316,18 @@ func (a *Agent) swapon() string {
 }
 
 // files fills in the contents that are another image's configuration.
-func (a *Agent) files(ctx context.Context, files []root.File) ([]root.File, error) {
+func (a *Agent) files(ctx context.Context, org root.OrgSlug, files []root.File) ([]root.File, error) {
 	out := files
 	for n, f := range files {
 		if f.ImageConfig == "" {
 			continue
+		}
+		if a.o.MayUse != nil { // the name may have become another's since
+			if err := a.o.MayUse(ctx, org, f.ImageConfig); root.IsKind(err, root.Forbidden) {
+				return nil, &root.Error{Kind: root.Invalid, Message: "config.files: " + root.MessageOf(err), Err: err}
+			} else if err != nil {
+				return nil, err
+			}
 		}
 		img, err := a.o.Images.Resolve(ctx, f.ImageConfig)
 		if err != nil {

@@ -156,6 +156,28 @@ func TestMachinesShareNoMemoryFiles(t *testing.T) {
 	}
 }
 
+// TestImageOfOthers: what a config reads of an image is asked for at each boot,
+// for the image's name may have become another's.
+func TestImageOfOthers(t *testing.T) {
+	h := newHost(t)
+	h.kill()
+	h.options.MayUse = func(_ context.Context, org root.OrgSlug, ref string) error {
+		if org != "personal" || ref == "theirs" {
+			return root.Errorf(root.Forbidden, "image %s belongs to another organisation than %s", ref, org)
+		}
+		return nil
+	}
+	h.begin()
+	for n, ref := range []string{"ours", "theirs"} {
+		c := workerConfig()
+		c.Files = []root.File{{GuestPath: "/etc/image.json", ImageConfig: ref}}
+		_, err := h.launchWith(n+1, c, 0)
+		if refused := err != nil && strings.Contains(root.MessageOf(err), "another organisation"); refused != (ref == "theirs") {
+			t.Errorf("%s: got %v", ref, err)
+		}
+	}
+}
+
 // TestProcessChoosesSecrets: some under names of their own, or none.
 func TestProcessChoosesSecrets(t *testing.T) {
 	h := newHost(t)

@@ -109,7 +109,7 @@ func (s *server) build(w http.ResponseWriter, r *http.Request) {
 	log := s.Log.With("app", req.App)
 	ctx := r.Context()
 	out := newNews(w)
-	img, err := s.queued(ctx, out.log, func() (root.Image, error) { return s.run(ctx, req, out) })
+	img, err := s.queued(ctx, req.Scope, out.log, func() (root.Image, error) { return s.run(ctx, req, out) })
 	if err != nil {
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
@@ -143,23 +143,18 @@ func roomFor(dir string) error {
 }
 
 // queued runs f when it is its turn.
-func (s *server) queued(ctx context.Context, line func(string), f func() (root.Image, error)) (root.Image, error) {
-	select {
-	case <-s.slots:
-	default:
-		n := s.waiting.Add(1)
-		defer s.waiting.Add(-1)
-		if n > maxQueue {
-			return root.Image{}, root.Errorf(root.Exhausted, "%d builds are waiting already: try again later", maxQueue)
+func (s *server) queued(ctx context.Context, scope string, line func(string), f func() (root.Image, error)) (root.Image, error) {
+	done, err := s.queue.enter(ctx, scope, func(before int) error {
+		if before > maxQueue {
+			return root.Errorf(root.Exhausted, "%d builds are waiting already: try again later", maxQueue)
 		}
-		line(fmt.Sprintf("waiting for %d other build(s) to finish", n))
-		select {
-		case <-s.slots:
-		case <-ctx.Done():
-			return root.Image{}, context.Cause(ctx)
-		}
+		line(fmt.Sprintf("waiting for %d other build(s) to finish", before))
+		return nil
+	})
+	if err != nil {
+		return root.Image{}, err
 	}
-	defer func() { s.slots <- struct{}{} }()
+	defer done()
 	return f()
 }
 

@@ -97,7 +97,7 @@ type options struct {
 	Store    string // socket of the store
 	Registry string // our own
 	Idle     time.Duration
-	Slots    int              // builds at a time
+	Slots    int              // builds of one scope at a time
 	Go       string           // the go command; "" finds it
 	BuildKit buildkit.Options // but for what the server fills in: directory, registry, stores, log
 	Log      *slog.Logger
@@ -107,14 +107,13 @@ type server struct {
 	options
 	store    *store
 	contexts *contexts
-	slots    chan struct{} // holds a value for each build that may begin
+	queue    *queue
 
 	engineMu sync.Mutex
 	engine   *buildkit.Engine // guarded by engineMu; nil until a Dockerfile needs it
 
-	active  atomic.Int64  // requests
-	waiting atomic.Int64  // for the slot
-	done    chan struct{} // a value when a request has ended; capacity 1, coalescing
+	active atomic.Int64  // requests
+	done   chan struct{} // a value when a request has ended; capacity 1, coalescing
 }
 
 // serve serves l until ctx ends or it has been idle; l is closed.
@@ -132,10 +131,7 @@ func serve(ctx context.Context, l net.Listener, o options) (err error) {
 	if err != nil {
 		return errors.Join(fmt.Errorf("builder: %w", err), l.Close())
 	}
-	s := &server{options: o, store: st, contexts: kept, slots: make(chan struct{}, o.Slots), done: make(chan struct{}, 1)}
-	for range o.Slots {
-		s.slots <- struct{}{}
-	}
+	s := &server{options: o, store: st, contexts: kept, queue: &queue{slots: o.Slots}, done: make(chan struct{}, 1)}
 	defer func() { err = errors.Join(err, s.closeEngine()) }()
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /v1/apps/{key}/contexts", s.context)
