@@ -162,9 +162,6 @@ func (p *process) open(ctx context.Context) error {
 		MayUse: func(ctx context.Context, org root.OrgSlug, ref string) error {
 			return p.control.Images.Allowed(ctx, org, ref)
 		},
-		MayUse: func(ctx context.Context, org root.OrgSlug, ref string) error {
-			return p.control.Images.Allowed(ctx, org, ref)
-		},
 		CgroupPath: func(container string) string { return "/" + p.cfg.CgroupParent() + "/" + container },
 		Init:       tini, LXCFS: mounted(filepath.Join(p.cfg.Run, "lxcfs"), lxcfs), Drain: p.drain, Checks: p.askEdge, Log: p.log,
 	})
