@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"slices"
@@ -96,6 +97,9 @@ func keepGuard(ctx context.Context, orders io.Reader, say io.Writer) error {
 		if o.Instance == nil {
 			err = errors.Join(err, os.RemoveAll(o.Dir))
 			continue
+		}
+		if _, statErr := os.Stat(o.Instance.Dir); errors.Is(statErr, fs.ErrNotExist) {
+			continue // it was closed
 		}
 		tail := o.Instance.LogTail(lastWords)
 		closeErr := o.Instance.Reclaim(ctx)

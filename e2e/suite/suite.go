@@ -157,7 +157,10 @@ func (s *Suite) start(ctx context.Context, settings ...string) (*instance.Instan
 	if err := s.guard.tell(order{Instance: &handle}); err != nil {
 		return nil, errors.Join(err, in.Close(ctx))
 	}
-	return in, in.Open(ctx)
+	if err := in.Open(ctx); err != nil {
+		return nil, err // and has closed it
+	}
+	return in, nil
 }
 
 // end closes an instance.
