@@ -353,7 +353,7 @@ func TestProxyIntoPrivateNetwork(t *testing.T) {
 func TestConsoleGoes(t *testing.T) {
 	t.Parallel()
 	app := deployed(t, `console_command = "/app exit 4"`)
-	setSecrets(t, app, "KEY", "canary")
+	cli(t, "secrets", "set", "--app", app, "KEY=canary") // a release: a console has what serves has
 	r, err := in.CLI(t.Context(), "console", "--app", app)
 	if err == nil || r.Code != 4 {
 		t.Errorf("console_command: got code %d, %v, want 4", r.Code, err)
