@@ -111,8 +111,9 @@ func (s *Store) EditApp(ctx context.Context, name root.AppName, f func(*root.App
 	})
 }
 
-// DeleteApp forgets an app, its secrets, releases and tombstones; kind Precondition while it has
-// machines, NotFound when there is no such app.
+// DeleteApp forgets an app, its secrets, releases with the webhooks that are
+// to be told, and tombstones; kind Precondition while it has machines, NotFound
+// when there is no such app.
 func (s *Store) DeleteApp(ctx context.Context, name root.AppName) (int64, error) {
 	what := "delete app " + string(name)
 	resp, err := s.client.Txn(ctx).
@@ -121,7 +122,8 @@ func (s *Store) DeleteApp(ctx context.Context, name root.AppName) (int64, error)
 			clientv3.Compare(clientv3.CreateRevision(namesUnder(name)).WithPrefix(), "=", 0)).
 		Then(clientv3.OpDelete(appKey(name)), clientv3.OpDelete(gravesUnder(name), clientv3.WithPrefix()),
 			clientv3.OpDelete(secretsUnder(name), clientv3.WithPrefix()),
-			clientv3.OpDelete(releasesUnder(name), clientv3.WithPrefix()), clientv3.OpDelete(rolloutUnder(name), clientv3.WithPrefix())).
+			clientv3.OpDelete(releasesUnder(name), clientv3.WithPrefix()), clientv3.OpDelete(rolloutUnder(name), clientv3.WithPrefix()),
+			clientv3.OpDelete(webhooksUnder(name), clientv3.WithPrefix())).
 		Else(clientv3.OpGet(appKey(name), clientv3.WithCountOnly())).
 		Commit()
 	if err != nil {

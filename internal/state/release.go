@@ -36,13 +36,15 @@ func rolloutUnder(app root.AppName) string { return rolloutsPrefix + string(app)
 func journalKey(app root.AppName) string   { return rolloutUnder(app) + "journal" }
 func ownerKey(app root.AppName) string     { return rolloutUnder(app) + "owner" }
 func cancelKey(app root.AppName) string    { return rolloutUnder(app) + "cancel" }
+func formersUnder(app root.AppName) string { return rolloutUnder(app) + "before/" }
 
 const webhooksPrefix = "webhooks/"
 
+func webhooksUnder(app root.AppName) string { return webhooksPrefix + string(app) + "/" }
+
 func webhookKey(app root.AppName, version int) string {
-	return fmt.Sprintf("%s%s/%08d", webhooksPrefix, app, version)
+	return fmt.Sprintf("%s%08d", webhooksUnder(app), version)
 }
-func formersUnder(app root.AppName) string { return rolloutUnder(app) + "before/" }
 
 // CreateRelease stores r as the app's next version, with a rollout that is to
 // begin, and returns it with that version. One rollout of an app at a time:

@@ -243,3 +243,20 @@ func TestWebhooksAreLeftToTheHost(t *testing.T) {
 		t.Errorf("last event: got %q, %v", last, err)
 	}
 }
+
+// The next app of that name has a version 1, too, and nothing to tell of it.
+func TestWebhooksGoWithTheApp(t *testing.T) {
+	s, _ := oneRelease(t)
+	ctx := t.Context()
+	err := s.HoldRollout(ctx, "shop", "h1", func(ctx context.Context) error {
+		_, err := s.FinishRollout(ctx, "h1", root.Rollout{App: "shop", Version: 1}, root.Progress{Status: root.ReleaseComplete}, root.ReleaseEvent{ID: "E1", End: true}, true)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	must[int64](t)(s.DeleteApp(ctx, "shop"))
+	if all, err := s.Webhooks(ctx, "h1"); err != nil || len(all) != 0 {
+		t.Errorf("webhooks of an app that is gone: got %v, %v", all, err)
+	}
+}
