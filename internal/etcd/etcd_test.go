@@ -30,6 +30,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, writeForEver(dir))
 		os.Exit(1)
 	}
+	resyncBefore = watchResyncPeriod
 	os.Exit(m.Run())
 }
 
