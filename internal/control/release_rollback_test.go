@@ -95,7 +95,7 @@ func TestRollbackAndSecrets(t *testing.T) {
 	r := d.release(definition("three", nil))
 	warned := false
 	d.must(d.Releases.Events(t.Context(), admin, "shop", r.Version, "", false, func(e root.ReleaseEvent) error {
-		warned = warned || e.Warning && strings.Contains(e.Message, "v3 runs with the secrets that v1 had")
+		warned = warned || e.Warning && strings.Contains(e.Message, "v3, a rollback, runs with older secrets")
 		return nil
 	}))
 	if r.Secrets != 1 || !warned {

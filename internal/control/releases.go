@@ -291,7 +291,7 @@ func (s *Releases) newerSecrets(ctx context.Context, r *root.Release) ([]root.Re
 	if err != nil || now.Reason != ReasonRollback || now.Secrets >= r.Secrets {
 		return nil, err
 	}
-	return []root.ReleaseEvent{{Warning: true, Message: fmt.Sprintf("v%d runs with the secrets that v%d had: this release brings those of now", now.Version, now.Repeats)}}, nil
+	return []root.ReleaseEvent{{Warning: true, Message: fmt.Sprintf("v%d, a rollback, runs with older secrets: this release brings those of now", now.Version)}}, nil
 }
 
 // record stores a release whose image is here and stays here.
