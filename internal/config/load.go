@@ -451,8 +451,8 @@ func formatBytes(b root.Bytes) string {
 	return strconv.FormatInt(int64(b), 10)
 }
 
-// suggest names the setting that shares most with a mistyped key.
-// suggest names the setting that was probably meant, as it is called there.
+// suggest names the setting that shares most with a mistyped key, as it is
+// called there.
 func suggest(key string, settings []Setting, called func(Setting) string) string {
 	best, bestScore := "", 0
 	for _, s := range settings {

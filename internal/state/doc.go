@@ -26,7 +26,6 @@
 //	rollouts/<app>/owner             the host that carries it out; goes when that dies
 //	rollouts/<app>/cancel            who asked for its end
 //	rollouts/<app>/before/<machine>  what a machine was before the rollout changed it
-//	webhooks/<app>/<version>         the host that has to tell the webhook of a release that ended
 //	webhooks/<app>/<version>         the host that has to tell the release's webhook of its end
 //	hostnames/<hostname>             which app it leads to; keeps hostnames unique
 //	certificates/<hostname>/upload   an uploaded certificate, its key sealed
