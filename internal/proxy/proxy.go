@@ -217,6 +217,8 @@ func pending(c net.Conn) bool {
 	switch c := c.(type) {
 	case *guardedConn:
 		return pending(c.Conn)
+	case *aheadConn:
+		return pending(c.Conn)
 	case interface{ NetConn() net.Conn }:
 		return pending(c.NetConn())
 	case syscall.Conn:
