@@ -5,13 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"reflect"
-	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -181,62 +179,6 @@ func runWith(ctx context.Context, cfg config.Config, argv func(child string) []s
 	s.keepFigures = s.openFigures(ctx)
 	s.children.renew(beforeErr != nil || !reflect.DeepEqual(before, cfg))
 	return s.serve(ctx, life, endLife, &released)
-}
-
-// openSockets takes over the listening sockets that outlived an earlier server
-// process, and opens the others. Those inside a router namespace that is gone
-// are of no use.
-func (s *server) openSockets(ctx context.Context, from *inherited, anew bool) ([]socket, error) {
-	names, err := wanted(&s.cfg)
-	if err != nil {
-		return nil, err
-	}
-	held, err := heldSockets(s.paths, from)
-	if err != nil {
-		s.log.Warn("sockets of an earlier server process not taken over", "err", err)
-	}
-	unwanted := from.drop(storedListeners)
-	for name, f := range held {
-		if !slices.Contains(names, name) || anew && inside(name) {
-			_ = f.Close()
-			delete(held, name)
-			unwanted = true
-		}
-	}
-	if unwanted { // it may be in the way of what is to be opened
-		s.keepSockets(storedListeners, slices.Collect(maps.Values(held)))
-		if err := s.manager.barrier(ctx); err != nil {
-			s.log.Warn("systemd may hold sockets that are not wanted", "err", err)
-		}
-	}
-	sockets, err := openSockets(ctx, names, s.network.Do, held)
-	if unwanted && from.edge.PID != 0 && errors.Is(err, unix.EADDRINUSE) {
-		// The edge still listens where it should not any more: it would be
-		// started anew in any case, see renew.
-		s.children.end(childEdge)
-		from.edge = childProcess{}
-		sockets, err = openSockets(ctx, names, s.network.Do, held)
-	}
-	if err != nil {
-		for _, f := range held {
-			_ = f.Close()
-		}
-		return nil, err
-	}
-	var files []*os.File
-	for _, l := range sockets {
-		files = append(files, l.file)
-	}
-	s.keepSockets(storedListeners, files)
-	return sockets, nil
-}
-
-// keepSockets has systemd keep these for the next server process. Without them
-// the next one opens its own.
-func (s *server) keepSockets(name string, files []*os.File) {
-	if err := s.manager.keep(name, files); err != nil {
-		s.log.Warn("sockets not stored: a restart may refuse connections", "sockets", name, "err", err)
-	}
 }
 
 // makeDirs makes the directories that must not be anybody's. What a machine
