@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -47,8 +48,9 @@ func (c *cluster) RunChecks(ctx context.Context, r *root.Release, id root.Machin
 // prove returns how a new version is tested beside the old one; nil where
 // nothing tests it.
 func (c *cluster) prove(r *root.Release) func(context.Context, *root.Machine) error {
-	if r.Deploy.Detach || r.Deploy.Strategy == root.StrategyImmediate {
-		return nil
+	tested := slices.ContainsFunc(r.Groups, func(g root.Group) bool { return len(g.Checks) > 0 })
+	if !tested || r.Deploy.Unchecked || r.Deploy.Detach || r.Deploy.Strategy == root.StrategyImmediate {
+		return nil // the update need not have the time for it
 	}
 	return func(ctx context.Context, next *root.Machine) error { return c.runChecks(ctx, r, next, c.tell) }
 }

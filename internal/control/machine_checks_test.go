@@ -106,3 +106,22 @@ func TestMachineChecksAreLeftOut(t *testing.T) {
 		t.Errorf("restart: got %s, want it to fail by its checks", r.Progress.Status)
 	}
 }
+
+// An update that nothing tests is not given the time of tests.
+func TestProveNothing(t *testing.T) {
+	groups := []root.Group{{Name: "web", Checks: []root.MachineCheck{{Command: []string{"probe"}}}}, {Name: "worker"}}
+	c := &cluster{}
+	for name, r := range map[string]*root.Release{
+		"no checks": {Groups: groups[1:]},
+		"unchecked": {Groups: groups, Deploy: root.Deploy{Unchecked: true}},
+		"detached":  {Groups: groups, Deploy: root.Deploy{Detach: true}},
+		"immediate": {Groups: groups, Deploy: root.Deploy{Strategy: root.StrategyImmediate}},
+	} {
+		if c.prove(r) != nil {
+			t.Errorf("%s: got a proof, want none", name)
+		}
+	}
+	if c.prove(&root.Release{Groups: groups}) == nil {
+		t.Error("with checks: got no proof")
+	}
+}
