@@ -70,9 +70,9 @@ const (
 	oomScore = 500
 )
 
-// Write writes config.json, and unless there is one a hostname file, into dir, which is made if
-// needed. It gives Invalid if the command or the user does not exist in the
-// root file system.
+// Write writes config.json into dir, which is made if needed, and a hostname
+// file where the spec names none. It gives Invalid if the command or the user
+// does not exist in the root file system.
 func Write(dir string, s Spec) error {
 	p, err := resolve(s.Rootfs, s.Config, s.Image, s.Env)
 	if err != nil {
