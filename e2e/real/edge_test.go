@@ -45,7 +45,41 @@ func crowd(t *testing.T, n int, app, path string) []answer {
 		wg.Go(func() { out[i] = get(t, app, path) })
 	}
 	wg.Wait()
+	if t.Failed() { // some have no answer
+		t.FailNow()
+	}
 	return out
+}
+
+// settle returns when the edge knows that these machines run and has none of
+// their requests in flight: it counts one until shortly after its answer has
+// arrived, but takes the next request of a connection only then.
+func settle(t *testing.T, app string, ids ...string) {
+	t.Helper()
+	conn, err := in.DialEdge(t.Context(), "tcp", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	answers := bufio.NewReader(conn)
+	ask := func(host, header string, status int) {
+		t.Helper()
+		if _, err := fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: %s.localhost\r\n%s\r\n", host, header); err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.ReadResponse(answers, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.StatusCode != status {
+			t.Fatalf("%s %s: got %d, %v, want %d", host, header, resp.StatusCode, err, status)
+		}
+	}
+	for _, id := range ids {
+		ask(app, "Fly-Force-Instance-Id: "+id+"\r\n", http.StatusOK)
+	}
+	ask("nobody", "", http.StatusNotFound)
 }
 
 // ended counts at which machines requests to /slow ended.
@@ -66,10 +100,7 @@ func ended(t *testing.T, list []answer) map[string]int {
 func TestSoftLimit(t *testing.T) {
 	t.Parallel()
 	app := newApp(t)
-	for range 2 {
-		m := start(t, app, limited(2, 0))
-		at(t, app, m.ID, "/").echo(t) // now the edge, too, has seen it run
-	}
+	settle(t, app, start(t, app, limited(2, 0)).ID, start(t, app, limited(2, 0)).ID)
 	// Each request waits until its machine has two.
 	for id, n := range ended(t, crowd(t, 4, app, "/meet?n=2")) {
 		if n != 2 {

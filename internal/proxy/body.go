@@ -30,7 +30,8 @@ type bodies struct {
 
 // body is a request's body, read from the client once and kept on the way.
 type body struct {
-	all *bodies
+	all   *bodies
+	large bool // announced as more than is kept
 
 	reading sync.Mutex // held over a read of src, which may take as long as the client likes
 	src     io.Reader
@@ -45,11 +46,17 @@ type body struct {
 
 // newBody begins to keep src; length is what the client announced, -1 unknown.
 func newBody(all *bodies, src io.Reader, length int64) *body {
-	return &body{all: all, src: src, dropped: length > maxBody}
+	return &body{all: all, src: src, large: length > maxBody, dropped: length > maxBody}
 }
 
-// replayable reports whether the body can be delivered from its beginning.
-func (b *body) replayable() bool {
+// replayable reports whether an app may have the request replayed. One whose
+// body was announced as too large is refused always: whether some of it was
+// read when the app answered is chance, and the app's author should not be the
+// last to know.
+func (b *body) replayable() bool { return !b.large && b.fromStart() }
+
+// fromStart reports whether the body can be delivered from its beginning.
+func (b *body) fromStart() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return !b.dropped || b.size == 0

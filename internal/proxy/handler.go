@@ -203,9 +203,9 @@ func (p *Proxy) outgoing(ctx context.Context, x *exchange, s *slot) *http.Reques
 	}).WithContext(ctx)
 	if x.body != nil {
 		out.Body = x.body.reader()
-		if x.body.replayable() {
+		if x.body.fromStart() {
 			out.GetBody = func() (io.ReadCloser, error) {
-				if !x.body.replayable() {
+				if !x.body.fromStart() {
 					return nil, errors.New("the body was not kept")
 				}
 				return x.body.reader(), nil
@@ -243,7 +243,7 @@ func (p *Proxy) undelivered(x *exchange, s *slot, err error, resends *int) (agai
 		}
 		return true, nil
 	}
-	if x.body != nil && !x.body.replayable() || !idempotent(x.r) || *resends >= maxResends {
+	if x.body != nil && !x.body.fromStart() || !idempotent(x.r) || *resends >= maxResends {
 		f := failf(http.StatusBadGateway, "PU02", "machine %s closed the connection before it answered", m.ID).cause(err)
 		if errors.Is(err, syscall.ECONNRESET) {
 			f.Code = "PC03"
@@ -448,7 +448,7 @@ func (p *Proxy) replay(x *exchange, s *slot, resp *http.Response) *failure {
 	}
 	if x.body != nil && !x.body.replayable() {
 		return failf(http.StatusRequestEntityTooLarge, "PA01", "the request's body is larger than %d MB and was not kept, so it cannot be replayed", maxBody>>20).
-			hint("Replay before the upload, or send large uploads to the right machine directly.")
+			hint("Send large uploads to the right machine directly, with the header fly-force-instance-id or fly-prefer-instance-id.")
 	}
 	target := m.App
 	if wish.App != "" && wish.App != m.App {
