@@ -177,10 +177,14 @@ func (p *Proxy) await(ctx context.Context, x *exchange, o outlook, changed, land
 	return nil
 }
 
+// recounts is how often a choice among several machines is made anew since
+// others came in between.
+const recounts = 3
+
 // try looks once: it returns a slot, or what to wait for, or why there is
 // nothing to wait for.
 func (p *Proxy) try(x *exchange) (*slot, outlook, *failure) {
-	for {
+	for tries := 0; ; tries++ {
 		table := p.router.Table(p.o.Catalog.Snapshot(), x.app)
 		if table == nil && p.o.Synced != nil && !p.o.Synced() {
 			return nil, outlook{until: time.Now().Add(unknownFor)}, nil // it may only not be known yet
@@ -208,7 +212,9 @@ func (p *Proxy) try(x *exchange) (*slot, outlook, *failure) {
 		}
 		d := balance.Decide(cs, x.want, rand.IntN)
 		var frozen, starts bool
+		var seen int
 		if d.Index >= 0 {
+			seen = cs[d.Index].Load
 			frozen = cs[d.Index].Readiness == balance.Frozen
 			starts = cs[d.Index].Readiness == balance.Asleep
 		}
@@ -222,7 +228,13 @@ func (p *Proxy) try(x *exchange) (*slot, outlook, *failure) {
 				p.flights.Start(targets[d.Wake].Machine) // for those who come later
 			}
 			b := p.backend(t.Machine)
-			if !b.unit.Take(t.Index, t.Service.Concurrency.Hard) {
+			limit := t.Service.Concurrency.Hard
+			if len(targets) > 1 && tries < recounts && (limit == 0 || seen < limit) {
+				// Requests that come at once see the same loads: only one of them
+				// may go to the least loaded machine for that.
+				limit = seen + 1
+			}
+			if !b.unit.Take(t.Index, limit) {
 				continue // somebody was quicker, or it is being put to sleep: look again
 			}
 			if frozen {

@@ -351,6 +351,40 @@ func TestFrozenSeesRequest(t *testing.T) {
 	}
 }
 
+// TestEvenLoad: requests that come at the same moment do not all take the
+// machine that was the least loaded just before.
+func TestEvenLoad(t *testing.T) {
+	w := newWorld(t)
+	var met sync.WaitGroup
+	var counts [2]atomic.Int32
+	var machines [2]*fakeMachine
+	for i := range machines {
+		machines[i] = w.machine("shop", root.StateStarted, func(_ http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/meet" {
+				counts[i].Add(1)
+				met.Done()
+				met.Wait()
+			}
+		}, limits(2, 0))
+		w.get("/", forceFirst(machines[i])) // until it is ready
+	}
+	c := w.client()
+	for round := range 200 {
+		for _, m := range machines {
+			patience.Until(t, "no request is in flight", func() bool { return w.loads.Counts(m.record.Spec.Instance).InFlight == 0 })
+		}
+		met.Add(4)
+		var clients sync.WaitGroup
+		for range 4 {
+			clients.Go(func() { w.do(c, http.MethodGet, "/meet", nil) })
+		}
+		clients.Wait()
+		if a, b := counts[0].Swap(0), counts[1].Swap(0); a != 2 || b != 2 {
+			t.Fatalf("round %d: %d and %d of four requests at once, want two each", round, a, b)
+		}
+	}
+}
+
 // TestSoftLimitWakes checks that one more machine is woken when all are at
 // their soft limit, and that the request does not wait for it.
 func TestSoftLimitWakes(t *testing.T) {
