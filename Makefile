@@ -45,7 +45,8 @@ lint: ## gofmt, vet and golangci-lint
 	GOLANGCI_LINT_CACHE=$(CURDIR)/bin/lint-cache bin/golangci-lint run ./...
 
 unit: ## unit tests with the race detector
-	CGO_ENABLED=1 $(GO) test -race -shuffle=on -timeout $(TEST_TIMEOUT) $$($(GO) list ./... | grep -v /e2e)
+	@# More packages at once than there are cores: their tests mostly wait.
+	CGO_ENABLED=1 $(GO) test -race -shuffle=on -p $$((2 * $$(nproc))) -timeout $(TEST_TIMEOUT) $$($(GO) list ./... | grep -v /e2e)
 
 e2e: build ## end-to-end tests on real machines (root)
 	@# One package at a time: each compares the whole host before and after.
