@@ -168,7 +168,7 @@ func ownFigures(ctx context.Context, _ *world) (string, error) {
 	}
 	// lxcfs before 6 looks for swap at the root of the control groups, where
 	// version 2 has no such file, and then shows none: decision 37.
-	out, err := exec.CommandContext(ctx, "lxcfs", "--version").Output()
+	out, err := exec.CommandContext(ctx, "lxcfs", "--version").CombinedOutput() // it goes to standard error
 	if err != nil {
 		return "", err
 	}
