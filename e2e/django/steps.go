@@ -141,6 +141,9 @@ func changedLine(ctx context.Context, s *Shop) (string, error) {
 	if err := s.edit("store/templates/store/home.html", lead, sales); err != nil {
 		return "", err
 	}
+	if _, err := workerWorks(ctx, s); err != nil { // workerReplaced wants its last words
+		return "", err
+	}
 	load := s.load(ctx)
 	start := time.Now()
 	_, err := s.deploy(ctx)

@@ -74,15 +74,7 @@ func worker(ctx context.Context, s *Shop) (seen string, err error) {
 // workerReplaced looks at the worker's log after a deploy: two of them at once
 // would do the work twice.
 func workerReplaced(ctx context.Context, s *Shop) (string, error) {
-	var log string
-	err := eventually(ctx, func() (missing string, err error) {
-		log, err = s.logs(ctx, "--group", "worker")
-		_, now, ok := cutLast(log, "Preparing to run")
-		if !ok || !strings.Contains(now, "report: ") {
-			return "the new worker does not report:\n" + log, err
-		}
-		return "", err
-	})
+	log, err := workerWorks(ctx, s)
 	if err != nil {
 		return "", err
 	}
@@ -92,6 +84,20 @@ func workerReplaced(ctx context.Context, s *Shop) (string, error) {
 		return "", errors.New("the former worker had not ended when the new one began:\n" + log)
 	}
 	return "its last words, then the new one's first report", nil
+}
+
+// workerWorks returns the workers' log when the one that began last has
+// reported: before, a signal ends it without a word.
+func workerWorks(ctx context.Context, s *Shop) (log string, err error) {
+	err = eventually(ctx, func() (missing string, err error) {
+		log, err = s.logs(ctx, "--group", "worker")
+		_, now, ok := cutLast(log, "Preparing to run")
+		if !ok || !strings.Contains(now, "report: ") {
+			return "the worker does not report:\n" + log, err
+		}
+		return "", err
+	})
+	return log, err
 }
 
 // cutLast is strings.Cut at the last separator.

@@ -46,6 +46,11 @@ func crowd(t *testing.T, n int, app, path string) []answer {
 	}
 	wg.Wait()
 	if t.Failed() { // some have no answer
+		for i, a := range out {
+			if a.Response != nil {
+				t.Logf("answer %d: %s %.200s", i, a.Status, a.Text)
+			}
+		}
 		t.FailNow()
 	}
 	return out
@@ -101,12 +106,49 @@ func TestSoftLimit(t *testing.T) {
 	t.Parallel()
 	app := newApp(t)
 	settle(t, app, start(t, app, limited(2, 0)).ID, start(t, app, limited(2, 0)).ID)
-	// Each request waits until its machine has two.
-	for id, n := range ended(t, crowd(t, 4, app, "/meet?n=2")) {
+	at := stay(t, 4, app)
+	for id, n := range at {
 		if n != 2 {
-			t.Errorf("%s got %d of 4 requests, want 2", id, n)
+			t.Errorf("%s got %d of 4 requests, want 2: %v", id, n, at)
 		}
 	}
+}
+
+// stay sends n requests at once, none of which ends before all are at a
+// machine, and counts at which.
+func stay(t *testing.T, n int, app string) map[string]int {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	lines, errs := make([]string, n), make([]error, n)
+	var wg sync.WaitGroup
+	for i := range n {
+		wg.Go(func() {
+			req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+app+".localhost/stay", nil)
+			if err != nil {
+				errs[i] = err
+				return
+			}
+			resp, err := transport.RoundTrip(req)
+			if err != nil {
+				errs[i] = err
+				return
+			}
+			context.AfterFunc(ctx, func() { _ = resp.Body.Close() })
+			lines[i], errs[i] = bufio.NewReader(resp.Body).ReadString('\n')
+		})
+	}
+	wg.Wait()
+	want(t, errors.Join(errs...))
+	at := map[string]int{}
+	for _, line := range lines {
+		id, ok := strings.CutPrefix(strings.TrimSpace(line), "at ")
+		if !ok {
+			t.Fatalf("got %q, want the machine", line)
+		}
+		at[id]++
+	}
+	return at
 }
 
 // TestHardLimit: no machine gets more; the rest waits and is answered.

@@ -15,7 +15,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -187,11 +186,6 @@ func eat(mb int) {
 const dialTimeout = 4 * time.Second
 
 var (
-	meeting struct { // requests to /meet
-		sync.Mutex
-		here int
-		all  chan struct{} // closed when they are enough
-	}
 	requests atomic.Int64
 	slow     atomic.Int64 // requests to /slow in flight
 )
@@ -279,28 +273,11 @@ func routes() http.Handler {
 		case <-r.Context().Done():
 		}
 	})
-	// /meet waits until n requests to it are here, and lets no more of them in.
-	mux.HandleFunc("/meet", func(w http.ResponseWriter, r *http.Request) {
-		n, _ := strconv.Atoi(r.URL.Query().Get("n"))
-		meeting.Lock()
-		if meeting.all == nil {
-			meeting.all = make(chan struct{})
-		}
-		all := meeting.all
-		if meeting.here++; meeting.here == n {
-			close(all)
-		}
-		many := meeting.here > n
-		meeting.Unlock()
-		if many {
-			http.Error(w, "more than "+strconv.Itoa(n)+" at "+os.Getenv("FLY_MACHINE_ID"), http.StatusConflict)
-			return
-		}
-		select {
-		case <-all:
-			fmt.Fprintln(w, "met at", os.Getenv("FLY_MACHINE_ID"))
-		case <-r.Context().Done():
-		}
+	// /stay says at once where the request is, and keeps it until the client goes.
+	mux.HandleFunc("/stay", func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintln(w, "at", os.Getenv("FLY_MACHINE_ID"))
+		_ = http.NewResponseController(w).Flush()
+		<-r.Context().Done()
 	})
 	mux.HandleFunc("/stream", func(w http.ResponseWriter, r *http.Request) {
 		n, _ := strconv.Atoi(r.URL.Query().Get("n"))
