@@ -254,18 +254,17 @@ func TestLogsSurvive(t *testing.T) {
 // TestQueueFull: who does not fit the queue is told at once to come again.
 func TestQueueFull(t *testing.T) {
 	t.Parallel()
-	i := ownInstance(t, "--hold-queue=3", "--hold-timeout=20s")
+	i := ownInstance(t, "--hold-queue=3", "--hold-timeout="+patience.String())
 	app := ownApp(t, i)
-	up(t, i, app, limited(1, 1))
-	want(t, answers(i, app, "/"))
-	const n = 10
-	codes := make(chan string, n)
+	settle(t, i, app, up(t, i, app, limited(1, 1)).ID)
+	const n, fit = 10, 1 + 3 // one at work, three in the queue
+	codes, release := make(chan string, n), make(chan struct{})
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	hc := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	for range n {
 		go func() {
-			req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+i.Edge+"/slow?d=1s", nil)
+			req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+i.Edge+"/stay", nil)
 			if err != nil {
 				codes <- err.Error()
 				return
@@ -276,20 +275,25 @@ func TestQueueFull(t *testing.T) {
 				codes <- err.Error()
 				return
 			}
-			_ = resp.Body.Close()
+			defer resp.Body.Close()
 			if resp.StatusCode == http.StatusServiceUnavailable && (resp.Header.Get("Retry-After") == "" || resp.Header.Get("Roost-Error") == "") {
 				codes <- "503 without Retry-After or Roost-Error"
 				return
 			}
 			codes <- fmt.Sprint(resp.StatusCode)
+			<-release
 		}()
 	}
 	count := map[string]int{}
-	for range n {
+	for range n - fit + 1 { // who is refused, and who is at work and stays there
 		count[<-codes]++
 	}
-	if count["200"] != 4 || count["503"] != 6 { // one in work, three in the queue
-		t.Errorf("got %v, want 4 times 200 and 6 times 503", count)
+	close(release)
+	for range fit - 1 {
+		count[<-codes]++
+	}
+	if count["200"] != fit || count["503"] != n-fit {
+		t.Errorf("got %v, want %d times 200 and %d times 503", count, fit, n-fit)
 	}
 	if err := answers(i, app, "/"); err != nil {
 		t.Error(errors.Join(errors.New("after the rush"), err))
