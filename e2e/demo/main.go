@@ -1,7 +1,8 @@
 // Command demo shows story B to a person, or with -django how a Django project
 // is deployed: it starts a Roost of its own on this host, runs the steps of
 // package story or django, one line each, and leaves the host as it was. It
-// exits 0 only if every step held.
+// exits 0 only if every step held and nothing of it is left; what others do on
+// the host meanwhile is only told.
 package main
 
 import (
@@ -13,6 +14,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -83,13 +85,25 @@ func run(ctx context.Context, binary string, keep, withDjango bool) (err error) 
 		return told
 	}
 	clean := context.WithoutCancel(ctx)
+	var others []string
 	closed := in.Close(clean)
 	if closed == nil {
-		closed = instance.CheckRestored(clean, before, in.Marks(), in.Dir)
+		others, closed = instance.CheckMarked(clean, before, in.Marks(), in.Dir)
 	}
 	if err := errors.Join(told, closed); err != nil {
 		return err
 	}
-	fmt.Printf("The host is as before. Everything held, in %s.\n", time.Since(begin).Round(time.Second))
+	restored := "The host is as before."
+	if len(others) > 0 {
+		restored = "Nothing of this Roost is left on the host."
+		fmt.Printf("On the host changed meanwhile, under other names than this Roost's:\n  %s\n", strings.Join(others[:min(len(others), maxOthers)], "\n  "))
+		if more := len(others) - maxOthers; more > 0 {
+			fmt.Printf("  ... and %d more\n", more)
+		}
+	}
+	fmt.Printf("%s Everything held, in %s.\n", restored, time.Since(begin).Round(time.Second))
 	return nil
 }
+
+// maxOthers is how much is shown of what others did on the host meanwhile.
+const maxOthers = 10

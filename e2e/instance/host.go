@@ -163,18 +163,34 @@ const settle = time.Minute
 // on the host meanwhile (E2E_SHARED_HOST=1), only differences that carry
 // one of the marks count.
 func CheckRestored(ctx context.Context, before HostState, marks []string, dirs ...string) error {
+	if os.Getenv("E2E_SHARED_HOST") == "1" {
+		_, err := CheckMarked(ctx, before, marks, dirs...)
+		return err
+	}
+	return restored(ctx, before, dirs, func(diff []string) []string { return diff })
+}
+
+// CheckMarked is CheckRestored beside whatever runs on the host: what carries
+// one of the marks has to be as before. The other differences are for a reader
+// to know; whose they are, nobody can tell.
+func CheckMarked(ctx context.Context, before HostState, marks []string, dirs ...string) (others []string, err error) {
+	err = restored(ctx, before, dirs, func(diff []string) []string {
+		var ours []string
+		ours, others = divide(diff, marks)
+		return ours
+	})
+	return others, err
+}
+
+// restored waits until none of the differences counts.
+func restored(ctx context.Context, before HostState, dirs []string, counts func(diff []string) []string) error {
 	deadline := time.Now().Add(settle)
 	for {
 		after, err := ReadHost(ctx, dirs...)
 		if err != nil {
 			return err
 		}
-		diff := before.diff(after)
-		if os.Getenv("E2E_SHARED_HOST") == "1" {
-			diff = slices.DeleteFunc(diff, func(line string) bool {
-				return !slices.ContainsFunc(marks, func(m string) bool { return strings.Contains(line, m) })
-			})
-		}
+		diff := counts(before.diff(after))
 		if len(diff) == 0 {
 			return nil
 		}
@@ -185,6 +201,18 @@ func CheckRestored(ctx context.Context, before HostState, marks []string, dirs .
 			return err
 		}
 	}
+}
+
+// divide tells the lines that carry one of the marks from the others.
+func divide(diff, marks []string) (ours, others []string) {
+	for _, line := range diff {
+		if slices.ContainsFunc(marks, func(m string) bool { return strings.Contains(line, m) }) {
+			ours = append(ours, line)
+		} else {
+			others = append(others, line)
+		}
+	}
+	return ours, others
 }
 
 func (s HostState) diff(after HostState) []string {

@@ -1,6 +1,10 @@
 package instance
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
+	"os"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -35,6 +39,82 @@ func TestDiff(t *testing.T) {
 	}
 	if got := before.diff(before); got != nil {
 		t.Errorf("with itself: %q", got)
+	}
+}
+
+// TestDivide: beside others, what carries an instance's marks is its own, and
+// so is what lies below its directory.
+func TestDivide(t *testing.T) {
+	in := &Instance{Dir: "/tmp/roost-123456789"}
+	sum := sha256.Sum256([]byte("/tmp/roost-123456789/data"))
+	name := hex.EncodeToString(sum[:3])
+	before := HostState{
+		"mount: / /mnt/theirs rw":                        true,
+		"mount: / /data rw":                              true,
+		"sysctl: /proc/sys/net/ipv4/ip_forward = 0":      true,
+		"cgroup: /sys/fs/cgroup/pids/roost-" + name:      true, // of a Roost before this one
+		"link: roost-fedcba@if2: <UP,LOWER_UP> mtu":      true,
+		"process: 12 /usr/bin/program --of somebody":     true,
+		"route: 169.254.66.100/30 dev roost-fedcba link": true,
+	}
+	after := HostState{
+		"mount: / /data rw":    true,
+		"mount: / /mnt/new rw": true,
+		"mount: net:[1] /tmp/roost-123456789/run/netns/router rw":      true,
+		"mount: net:[2] /tmp/roost-987654321/run/netns/router rw":      true,
+		"sysctl: /proc/sys/net/ipv4/ip_forward = 1":                    true,
+		"cgroup: /sys/fs/cgroup/pids/docker":                           true,
+		"link: roost-" + name + "@if2: <UP,LOWER_UP> mtu":              true,
+		"rule: table inet roost_" + name + " {":                        true,
+		"rule: table inet roost_fedcba {":                              true,
+		"process: 34 bin/roost edge --run /tmp/roost-123456789/run":    true,
+		"swap: /tmp/roost-123456789/data/swap":                         true,
+		"route: 169.254.64.100/30 dev roost-" + name + " proto kernel": true,
+		"process: 12 /usr/bin/program --of somebody":                   true,
+	}
+	ours, others := divide(before.diff(after), in.Marks())
+	if diff := cmp.Diff([]string{
+		"left behind  link: roost-" + name + "@if2: <UP,LOWER_UP> mtu",
+		"left behind  mount: net:[1] /tmp/roost-123456789/run/netns/router rw",
+		"left behind  process: 34 bin/roost edge --run /tmp/roost-123456789/run",
+		"left behind  route: 169.254.64.100/30 dev roost-" + name + " proto kernel",
+		"left behind  rule: table inet roost_" + name + " {",
+		"left behind  swap: /tmp/roost-123456789/data/swap",
+		"taken away   cgroup: /sys/fs/cgroup/pids/roost-" + name,
+	}, ours); diff != "" {
+		t.Errorf("its own (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([]string{
+		"left behind  cgroup: /sys/fs/cgroup/pids/docker",
+		"left behind  mount: / /mnt/new rw",
+		"left behind  mount: net:[2] /tmp/roost-987654321/run/netns/router rw",
+		"left behind  rule: table inet roost_fedcba {",
+		"left behind  sysctl: /proc/sys/net/ipv4/ip_forward = 1",
+		"taken away   link: roost-fedcba@if2: <UP,LOWER_UP> mtu",
+		"taken away   mount: / /mnt/theirs rw",
+		"taken away   route: 169.254.66.100/30 dev roost-fedcba link",
+		"taken away   sysctl: /proc/sys/net/ipv4/ip_forward = 0",
+	}, others); diff != "" {
+		t.Errorf("of others (-want +got):\n%s", diff)
+	}
+}
+
+// TestCheckMarked: beside somebody's change of the host the check of an
+// instance of which nothing is left holds, and tells of it.
+func TestCheckMarked(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root reads the host's firewall rules")
+	}
+	in := &Instance{Dir: "/tmp/roost-123456789"}
+	const gone = "mount: / /mnt/theirs rw"
+	before, err := ReadHost(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	before[gone] = true
+	others, err := CheckMarked(t.Context(), before, in.Marks(), in.Dir)
+	if err != nil || !slices.Contains(others, "taken away   "+gone) {
+		t.Errorf("got %q, %v, want %q told", others, err, gone)
 	}
 }
 

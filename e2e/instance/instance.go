@@ -331,7 +331,7 @@ func (in *Instance) Kill(ctx context.Context, process string) error {
 // which Roost derives from the data directory.
 func (in *Instance) Marks() []string {
 	sum := sha256.Sum256([]byte(in.data()))
-	return []string{in.Dir, filepath.Base(in.Dir), fmt.Sprintf("roost-%x", sum[:3])}
+	return []string{in.Dir, filepath.Base(in.Dir), fmt.Sprintf("roost-%x", sum[:3]), fmt.Sprintf("roost_%x", sum[:3])}
 }
 
 // given are the ports that this process has chosen.
