@@ -173,7 +173,7 @@ func (b *Build) check() error {
 			return root.Errorf(root.TooLarge, "build secret %s is larger than %s", id, root.Bytes(secretsprovider.MaxSecretSize))
 		}
 	}
-	return nil
+	return b.checkPlatforms()
 }
 
 // allowedArgs of BuildKit's do nothing to others.

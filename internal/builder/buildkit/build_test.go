@@ -1,6 +1,8 @@
 package buildkit
 
 import (
+	"runtime"
+	"strings"
 	"testing"
 
 	"github.com/moby/buildkit/solver/pb"
@@ -41,5 +43,33 @@ func TestPolicy(t *testing.T) {
 	}
 	if e.policy(Build{}) != nil {
 		t.Error("a build that may build on everything has a policy")
+	}
+}
+
+// TestPlatforms: images are for this host's kind of machine; to ask for another
+// is an error, not an image of the wrong kind.
+func TestPlatforms(t *testing.T) {
+	other := "arm64"
+	if runtime.GOARCH == other {
+		other = "amd64"
+	}
+	for _, tt := range []struct{ file, want string }{
+		{"FROM debian", ""},
+		{"FROM --platform=linux/" + runtime.GOARCH + " debian", ""},
+		{"FROM --platform=linux debian", ""},
+		{"FROM --platform=$BUILDPLATFORM debian AS build\nFROM --platform=${TARGETPLATFORM} debian", ""},
+		{"FROM debian AS build\n\nFROM --platform=linux/" + other + " debian", "Dockerfile:3: FROM --platform=linux/" + other + ": images are built for this host"},
+		{"FROM --platform=windows/amd64 debian", "Dockerfile:1: FROM --platform=windows/amd64: images are built for this host"},
+		{"FROM --platform=linux/amd64/v1/x debian", "is no platform"},
+		{"FORM debian", ""}, // the build says so
+	} {
+		b := Build{Name: "Dockerfile", Dockerfile: []byte(tt.file)}
+		got := ""
+		if err := b.check(); err != nil {
+			got = err.Error()
+		}
+		if tt.want == "" && got != "" || !strings.Contains(got, tt.want) {
+			t.Errorf("%q: got %q, want %q", tt.file, got, tt.want)
+		}
 	}
 }
