@@ -387,6 +387,24 @@ func TestPolicyRestart(t *testing.T) {
 	h.waitState(m.ID, root.StateStopped)
 }
 
+// A stop ends a machine that has failed before it could be told to, and of
+// which the agent has not heard yet.
+func TestStopCrossesAnExit(t *testing.T) {
+	h := newHost(t)
+	h.sup.quicker = true
+	m := h.machine(1, workerConfig(), true)
+	_, err := h.Launch(t.Context(), m)
+	must(t, err)
+	rev, err := h.Stop(t.Context(), m.ID, orders.Stop{Source: orders.SourceUser})
+	must(t, err)
+	must(t, h.catalog.WaitRevision(t.Context(), rev))
+	got := h.catalog.Snapshot().Machine(m.ID)
+	want := []event{{"start", "started", "flyd"}, {"exit", "stopped", "flyd"}, {"stop", "stopped", "user"}}
+	if d := cmp.Diff(want, events(&got.Status)); d != "" || got.Status.State != root.StateStopped {
+		t.Errorf("state %s, events (-want +got):\n%s", got.Status.State, d)
+	}
+}
+
 func TestAutoDestroy(t *testing.T) {
 	h := newHost(t)
 	c := workerConfig()

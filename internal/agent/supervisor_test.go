@@ -30,6 +30,7 @@ type supervisor struct {
 	notes     []string
 	stopped   []root.InstanceID // order of stops
 	stubborn  bool              // stops do not end anything
+	quicker   bool              // what is to be stopped has just failed by itself
 }
 
 func newSupervisor() *supervisor {
@@ -138,6 +139,9 @@ func (s *supervisor) handler() http.Handler {
 	}))
 	mux.HandleFunc("POST /v1/instances/{instance}/start", order(s, s.start))
 	mux.HandleFunc("POST /v1/instances/{instance}/stop", order(s, func(i *orders.Instance, o orders.Stop) (any, error) {
+		if i.Running != nil && s.quicker {
+			s.end(i, orders.Exit{Code: 1})
+		}
 		if i.Running != nil {
 			at := s.record(i, orders.Entry{Type: orders.EntryStopping, Number: i.Running.Number, Source: o.Source, Reason: o.Reason})
 			s.stopped = append(s.stopped, i.Instance)

@@ -101,21 +101,31 @@ func (m *machine) catchUp(ctx context.Context, i *instance) {
 // stop orders a stop and returns when the intent is in the status.
 func (m *machine) stop(ctx context.Context, o orders.Stop) error {
 	m.listen(ctx)
-	m.policy.Stop()
-	m.wantStart = ""
-	if m.inst.running == 0 && (m.st.State == root.StateRestarting || m.st.State == root.StateStarting || m.st.State == root.StateFailed) {
-		m.st.State, m.st.UpdatedAt, m.dirty = root.StateStopped, time.Now().UTC(), true
-		m.event("stop", root.StateStopped, o.Source, o.Reason)
-		return nil
-	}
-	if !m.inst.staged {
+	if m.rest(o) || !m.inst.staged {
 		return nil
 	}
 	done, err := m.a.o.Supervisor.Stop(ctx, m.inst.id(), o)
 	if err != nil {
 		return err
 	}
-	return m.awaitNews(ctx, done.Stamp)
+	if err := m.awaitNews(ctx, done.Stamp); err != nil {
+		return err
+	}
+	m.rest(o) // it may have ended by itself just before
+	return nil
+}
+
+// rest ends what would start the machine again. It reports whether it was
+// about to be, and is stopped now.
+func (m *machine) rest(o orders.Stop) bool {
+	m.policy.Stop()
+	m.wantStart = ""
+	if m.inst.running != 0 || m.st.State != root.StateRestarting && m.st.State != root.StateStarting && m.st.State != root.StateFailed {
+		return false
+	}
+	m.st.State, m.st.UpdatedAt, m.dirty = root.StateStopped, time.Now().UTC(), true
+	m.event("stop", root.StateStopped, o.Source, o.Reason)
+	return true
 }
 
 // halt stops i and waits for its exit; one that does not go is killed by the

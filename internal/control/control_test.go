@@ -392,6 +392,28 @@ func TestVerbAfterUnrecordedWake(t *testing.T) {
 	}
 }
 
+// A stop of a machine that has just ended by itself reaches the agent, which
+// may be about to start it again.
+func TestStopAfterUnrecordedExit(t *testing.T) {
+	w := newWorld(t)
+	ctx := t.Context()
+	m := w.create("")
+	recorded, err := w.agent.store.Machine(ctx, m.ID)
+	w.must(err)
+	news := recorded.Status.Stamp
+	news.Seq++
+	w.agent.mu.Lock()
+	w.agent.live = orders.Instance{Machine: m.ID, Instance: m.Spec.Instance, Phase: orders.PhaseStopped, Stamp: news}
+	w.agent.seq = news.Seq
+	w.agent.mu.Unlock()
+	w.must(w.Machines.Stop(ctx, admin, "shop", m.ID, "", StopRequest{}))
+	after, err := w.agent.store.Machine(ctx, m.ID)
+	w.must(err)
+	if !news.Before(after.Status.Stamp) {
+		t.Error("the stop did not reach the agent")
+	}
+}
+
 func TestLease(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()

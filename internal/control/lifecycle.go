@@ -52,9 +52,13 @@ func (s *Machines) Stop(ctx context.Context, a auth.Actor, app root.AppName, id 
 	if err != nil {
 		return err
 	}
-	answer, err := root.CheckVerb(root.VerbStop, s.stateNow(ctx, m))
-	if err != nil || answer == root.Noop {
+	now := s.stateNow(ctx, m)
+	answer, err := root.CheckVerb(root.VerbStop, now)
+	if err != nil {
 		return err
+	}
+	if answer == root.Noop && now == m.Status.State { // one that has just ended by itself may be about to be restarted
+		return nil
 	}
 	if r.Reason == "" {
 		r.Reason = reasonUser
