@@ -8,6 +8,7 @@
 //	get APP PATH [STATUS]   asks the app through the edge, until it answers with
 //	                        the status if one is given; prints status and body
 //	await APP ID STATE      waits until a machine is in a state
+//	until PATTERN COMMAND...  runs the command again until it prints the pattern
 //
 // Each script has an app name of its own, $APP, whose app goes with it.
 package scripts
@@ -21,6 +22,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -63,7 +65,7 @@ func TestScripts(t *testing.T) {
 		Dir: "testdata", RequireExplicitExec: true,
 		Setup: func(e *testscript.Env) error { return setup(t, e) },
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"fails": fails, "keep": keep, "get": get, "await": await,
+			"fails": fails, "keep": keep, "get": get, "await": await, "until": until,
 		},
 	})
 }
@@ -159,4 +161,23 @@ func await(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	_, err := in.AsRoot().Wait(context.Background(), args[0], args[1], machines.WaitOptions{State: machines.State(args[2])})
 	ts.Check(err)
+}
+
+func until(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: until PATTERN COMMAND...")
+	}
+	want, err := regexp.Compile("(?m)" + args[0])
+	ts.Check(err)
+	deadline := time.Now().Add(patience)
+	for {
+		err := ts.Exec(args[1], args[2:]...)
+		if err == nil && want.MatchString(ts.ReadFile("stdout")) {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("no %q after %s: %v", args[0], patience, err)
+		}
+		ts.Check(instance.Pause(context.Background(), 50*time.Millisecond))
+	}
 }
