@@ -314,15 +314,24 @@ func (f *factory) attach(ctx context.Context, c *client.Client, app string, m *m
 			if l.Provider == "app" {
 				f.io.Printf("%s\n", l.Message)
 			}
-			if l.Provider == "runner" && strings.HasPrefix(l.Message, "Main child exited") {
+			if l.Provider == "runner" && lastWord(l.Message) {
 				return errEnded
 			}
 			return nil
 		})
 	}()
 	ended := awaitEnd(ctx, c, app, m.ID)
+	var exit machines.ExitEvent
+	var err error
+	if ended == nil {
+		exit, err = exitOf(ctx, c, app, m.ID)
+	}
 	// The last lines may still be on their way: the runner's own is the end.
-	timer := time.AfterFunc(lastLines, stop)
+	patience := lastLines
+	if exit.Error != "" { // it never ran: there may be none
+		patience = noLines
+	}
+	timer := time.AfterFunc(patience, stop)
 	defer timer.Stop()
 	if err := <-shown; err != nil && !errors.Is(err, errEnded) && logs.Err() == nil {
 		f.io.Notef("Warning: the output may be incomplete: %v", err)
@@ -333,7 +342,6 @@ func (f *factory) attach(ctx context.Context, c *client.Client, app string, m *m
 	if ended != nil {
 		return ended
 	}
-	exit, err := exitOf(ctx, c, app, m.ID)
 	if err != nil {
 		return err
 	}
@@ -379,8 +387,17 @@ func exitOf(ctx context.Context, c *client.Client, app, id string) (machines.Exi
 	return machines.ExitEvent{}, fmt.Errorf("machine %s is gone and how it ended was not recorded", id)
 }
 
-// lastLines is how long an ended machine's last output may take to arrive.
-const lastLines = 2 * time.Second
+// lastLines is how long an ended machine's last output may take to arrive,
+// and noLines that of one that did not start.
+const (
+	lastLines = 15 * time.Second
+	noLines   = 2 * time.Second
+)
+
+// lastWord reports whether the runner says that the command has ended.
+func lastWord(line string) bool {
+	return strings.HasPrefix(line, "Main child exited") || strings.HasPrefix(line, "Main child ended") || strings.HasPrefix(line, "Out of memory: ")
+}
 
 var errEnded = errors.New("the machine ended")
 
