@@ -9,8 +9,9 @@ import (
 	"time"
 )
 
-// nudgeTimeout bounds one connection of a nudge: the kernel answers it.
-const nudgeTimeout = 100 * time.Millisecond
+// nudgeTimeout bounds the connections of a nudge: the kernel answers them,
+// unless too many others wait there already, who wake as well.
+const nudgeTimeout = time.Second
 
 // maxNudges bounds the connections to one port.
 const maxNudges = 16
@@ -18,12 +19,13 @@ const maxNudges = 16
 // nudge makes the processes that wait on one listening socket together, as
 // the workers of a pre-forking server do, return from their wait: it connects
 // to that port as a probe would. There are two connections for each, all open
-// before the first is closed: who is quick must not take them all away.
-func (s *server) nudge(container string, pids []int) {
+// before the first is closed: who is quick must not take them all away. It
+// returns the processes that have such a socket.
+func (s *server) nudge(container string, pids []int) (woken []int) {
 	address := s.slots.address(container)
-	ports := sharedPorts(pids)
+	ports, sharers := sharedPorts(pids)
 	if address == "" || len(ports) == 0 {
-		return
+		return nil
 	}
 	err := s.network.Do(func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), nudgeTimeout)
@@ -42,6 +44,7 @@ func (s *server) nudge(container string, pids []int) {
 	if err != nil {
 		s.log.Debug("workers not nudged", "container", container, "err", err)
 	}
+	return sharers
 }
 
 // address is where the machine of a running container answers, "" if there is
@@ -59,25 +62,29 @@ func (a *slots) address(container string) string {
 }
 
 // sharedPorts are the TCP ports that more than one of the processes listen on
-// by the same socket, where others than the machine itself can connect.
-func sharedPorts(pids []int) []uint16 {
+// by the same socket, where others than the machine itself can connect, and
+// these processes.
+func sharedPorts(pids []int) (ports []uint16, sharers []int) {
 	if len(pids) == 0 {
-		return nil
+		return nil, nil
 	}
-	holders := map[uint64]int{}
+	holders := map[uint64][]int{}
 	for _, pid := range pids {
 		for _, inode := range socketInodes(pid) {
-			holders[inode]++
+			if !slices.Contains(holders[inode], pid) {
+				holders[inode] = append(holders[inode], pid)
+			}
 		}
 	}
-	var ports []uint16
 	for inode, l := range listening(pids[0]) {
 		addr, err := netip.ParseAddrPort(l.Address)
-		if err != nil || holders[inode] < 2 || addr.Addr().IsLoopback() || l.Proto != "tcp" && l.Proto != "tcp6" {
+		if err != nil || len(holders[inode]) < 2 || addr.Addr().IsLoopback() || l.Proto != "tcp" && l.Proto != "tcp6" {
 			continue
 		}
 		ports = append(ports, addr.Port())
+		sharers = append(sharers, holders[inode]...)
 	}
 	slices.Sort(ports)
-	return slices.Compact(ports)
+	slices.Sort(sharers)
+	return slices.Compact(ports), slices.Compact(sharers)
 }

@@ -4,6 +4,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"testing"
 )
 
@@ -33,8 +34,18 @@ func TestSharedPorts(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = child.Process.Kill() })
-	got := sharedPorts([]int{os.Getpid(), child.Process.Pid})
+	alone := exec.CommandContext(t.Context(), "sleep", "60")
+	if _, err := testReaper.Start(alone); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = alone.Process.Kill() })
+	both := []int{os.Getpid(), child.Process.Pid}
+	slices.Sort(both)
+	got, sharers := sharedPorts(append([]int{alone.Process.Pid}, both...))
 	if len(got) != 1 || int(got[0]) != port {
 		t.Errorf("shared ports: got %v, want %d", got, port)
+	}
+	if !slices.Equal(sharers, both) {
+		t.Errorf("who shares them: got %v, want %v", sharers, both)
 	}
 }

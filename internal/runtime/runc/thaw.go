@@ -27,8 +27,9 @@ const (
 	// headStart bounds how long a main process waits for the others: their
 	// memory may have to come back from disk first.
 	headStart = time.Second
-	// nudged bounds how long it waits for what a nudge wakes.
-	nudged = 50 * time.Millisecond
+	// nudged bounds how long it waits for what a nudge has woken. They come back
+	// in a moment, but on a busy host each has to wait for its turn first.
+	nudged = time.Second
 	// lookAgain is how often the others are looked at.
 	lookAgain = time.Millisecond
 	// enoughCPU is what a woken process needs at most to report to its master,
@@ -43,8 +44,8 @@ type master struct {
 }
 
 // heldMasters are the main processes that wait for their descendants. Each is
-// let go by a goroutine that ends within headStart; who freezes the container
-// again waits for that.
+// let go by a goroutine that ends within headStart and nudged; who freezes the
+// container again waits for that.
 type heldMasters struct {
 	mu      sync.Mutex
 	pending map[string]chan struct{} // closed when the container's master goes on
@@ -60,9 +61,9 @@ func (h *heldMasters) release(id string, m *master, o *Options) {
 	h.pending[id] = done
 	h.mu.Unlock()
 	go func() {
-		var nudge func(pids []int)
+		var nudge func(pids []int) []int
 		if o.Nudge != nil {
-			nudge = func(pids []int) { o.Nudge(id, pids) }
+			nudge = func(pids []int) []int { return o.Nudge(id, pids) }
 		}
 		if err := m.release(nudge); err != nil {
 			o.Log.Error("main process not let go", "container", id, "err", err)
@@ -135,7 +136,7 @@ func holdMaster(pids []int) *master {
 }
 
 // release lets the main process go on as soon as the others have run.
-func (m *master) release(nudge func(pids []int)) error {
+func (m *master) release(nudge func(pids []int) (woken []int)) error {
 	pids := slices.Collect(maps.Keys(m.others))
 	settle(m.others, headStart)
 	if nudge != nil && len(pids) > 1 { // a single one has the request that waits
@@ -145,7 +146,8 @@ func (m *master) release(nudge func(pids []int)) error {
 				others[pid] = t
 			}
 		}
-		nudge(pids)
+		woken := nudge(pids)
+		maps.DeleteFunc(others, func(pid int, _ cpuTime) bool { return !slices.Contains(woken, pid) })
 		settle(others, nudged)
 	}
 	if err := syscall.Kill(m.pid, syscall.SIGCONT); err != nil && !errors.Is(err, syscall.ESRCH) {
