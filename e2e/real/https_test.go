@@ -140,6 +140,12 @@ func TestHTTPS(t *testing.T) {
 	}
 
 	// An uploaded certificate comes first.
+	eventually(t, func() string {
+		if _, _, err := api.Regions(ctx); err != nil {
+			return err.Error()
+		}
+		return ""
+	})
 	pair, err := certs.SelfSigned("shop.example.com", m.CreatedAt)
 	if err != nil {
 		t.Fatal(err)
