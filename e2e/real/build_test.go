@@ -42,13 +42,13 @@ func TestBuildDockerfile(t *testing.T) {
 	t.Parallel()
 	app := newApp(t)
 	dir := folder(t, map[string]string{
-		"Dockerfile":    "# syntax=docker/dockerfile:1\nFROM " + probe + " AS made\nUSER root\nRUN [\"/app\", \"whoami\", \"in the build\"]\nCOPY page.txt /made/page.txt\nFROM " + probe + "\nCOPY --from=made /made /made\nENV LISTEN=0.0.0.0:8081\n",
+		"Dockerfile":    "# syntax=docker/dockerfile:1\nFROM " + probe + " AS made\nUSER root\nRUN [\"/app\", \"whoami\", \"in the build of " + app + "\"]\nCOPY page.txt /made/page.txt\nFROM " + probe + "\nCOPY --from=made /made /made\nENV LISTEN=0.0.0.0:8081\n",
 		"page.txt":      "a page",
 		"left-out.txt":  "x",
 		".dockerignore": "left-out.txt\n",
 	})
 	ref, said := imageOf(t, in, app, dir)
-	wantText(t, said, "uid=0 gid=0", `args=["in the build"]`, "sending 3 of 3 files")
+	wantText(t, said, "uid=0 gid=0", `args=["in the build of `+app+`"]`, "sending 3 of 3 files")
 	config := web()
 	config.Image, config.Services[0].InternalPort = ref, 8081
 	m := start(t, app, config)

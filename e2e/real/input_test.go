@@ -269,10 +269,11 @@ func TestTokens(t *testing.T) {
 	if status != http.StatusForbidden {
 		t.Errorf("read token creates: got %d, want 403: %s", status, body)
 	}
-	if _, err := in.CLI(t.Context(), "org", "create", "rivals"); err != nil {
+	rivals := "rivals-of-" + app // another one each time
+	if _, err := in.CLI(t.Context(), "org", "create", rivals); err != nil {
 		t.Fatal(err)
 	}
-	_, foreign := token(t, "org", "--org", "rivals")
+	_, foreign := token(t, "org", "--org", rivals)
 	if got := list(t, app, foreign); got != http.StatusForbidden {
 		t.Errorf("a token of another organisation: got %d, want 403", got)
 	}
