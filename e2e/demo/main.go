@@ -96,7 +96,11 @@ func run(ctx context.Context, binary string, keep, withDjango bool) (err error) 
 	restored := "The host is as before."
 	if len(others) > 0 {
 		restored = "Nothing of this Roost is left on the host."
-		fmt.Printf("On the host changed meanwhile, under other names than this Roost's:\n  %s\n", strings.Join(others[:min(len(others), maxOthers)], "\n  "))
+		fmt.Println("Changed on the host meanwhile, under other names than this Roost's:")
+		words := strings.NewReplacer("left behind  ", "new   ", "taken away   ", "gone  ")
+		for _, line := range others[:min(len(others), maxOthers)] {
+			fmt.Println("  " + words.Replace(line))
+		}
 		if more := len(others) - maxOthers; more > 0 {
 			fmt.Printf("  ... and %d more\n", more)
 		}

@@ -112,10 +112,18 @@ func secretsFirst(ctx context.Context, s *Shop) (string, error) {
 	if err := os.CopyFS(s.dir, os.DirFS(filepath.Join(s.Source, "examples", "django"))); err != nil {
 		return "", err
 	}
-	// So that a person can watch it fall asleep; the rest is as it is.
-	err := s.edit("fly.toml", `auto_stop_machines = "suspend"`, `auto_stop_machines = "suspend"`+"\n  auto_stop_after = \""+stopAfter.String()+"\"")
-	if err != nil {
-		return "", err
+	for _, e := range []struct{ file, line, more string }{
+		// So that a person can watch it fall asleep.
+		{"fly.toml", `  auto_stop_machines = "suspend"`, fmt.Sprintf("\n  auto_stop_after = %q", stopAfter)},
+		// What a busy host may not do in the usual time: say the last words, get a
+		// serverless machine up, make all receipts. The rest is as it is.
+		{"fly.toml", `app = "shop"`, "\nkill_timeout = \"60s\""},
+		{"shop/settings.py", "USE_TZ = True", "\nSERVERLESS_REPLAY_TIMEOUT = \"60s\""},
+		{"gunicorn.conf.py", "import os", "\n\ntimeout = 90"},
+	} {
+		if err := s.edit(e.file, e.line, e.line+e.more); err != nil {
+			return "", err
+		}
 	}
 	if _, err := s.CLI(ctx, "app", "create", app); err != nil {
 		return "", err

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/roost-run/roost/e2e/instance"
 	"github.com/roost-run/roost/machines"
 )
 
@@ -137,10 +138,11 @@ func (s *Shop) buy(ctx context.Context) (path string, err error) {
 	if err != nil {
 		return "", err
 	}
-	if _, _, err := s.get(ctx, "/purchases"); err != nil { // it runs
-		return "", err
-	}
-	r, err := s.CLI(ctx, "machine", "exec", m.ID, "--app", app, "--", "python3", "manage.py", "shell", "-c", fmt.Sprintf(purchaseOf, customer))
+	var r instance.Result
+	_, err = s.awake(ctx, func() (err error) {
+		r, err = s.CLI(ctx, "machine", "exec", m.ID, "--app", app, "--", "python3", "manage.py", "shell", "-c", fmt.Sprintf(purchaseOf, customer))
+		return err
+	})
 	path = strings.TrimSpace(r.Stdout)
 	if err == nil && !strings.HasPrefix(path, "/purchases/") {
 		err = fmt.Errorf("no purchase was made: %s%s", r.Stdout, r.Stderr)

@@ -95,6 +95,26 @@ func (s *Shop) load(ctx context.Context) *instance.Load {
 	return l
 }
 
+// awake does what needs the web machine awake, and says how many requests were
+// answered meanwhile.
+func (s *Shop) awake(ctx context.Context, do func() error) (answered int, err error) {
+	if _, _, err := s.get(ctx, "/"); err != nil {
+		return 0, err
+	}
+	load := s.load(ctx)
+	err = eventually(ctx, func() (string, error) {
+		if load.Answered() == 0 {
+			return "none of the requests that keep it awake was answered", nil
+		}
+		return "", nil
+	})
+	if err == nil {
+		err = do()
+	}
+	answered, failures := load.Stop()
+	return answered, errors.Join(err, failures)
+}
+
 const badMigration = `from django.db import migrations
 
 
@@ -122,11 +142,11 @@ func brokenHosts(ctx context.Context, s *Shop) (string, error) {
 	if err := s.edit("shop/settings.py", good, bad); err != nil {
 		return "", err
 	}
-	want := []string{"400", "add the app's hostname to ALLOWED_HOSTS"}
+	want := []string{"400 Bad Request", "add the app's hostname to ALLOWED_HOSTS"}
 	err := s.refused(ctx, want, "--wait-timeout="+checkPatience.String())
 	// On a busy host the app may not have got up within that time, and has
 	// answered nothing.
-	for wait := 2 * checkPatience; err != nil && strings.HasPrefix(err.Error(), `what it said lacks "400"`) && wait <= 8*checkPatience; wait *= 2 {
+	for wait := 2 * checkPatience; err != nil && strings.HasPrefix(err.Error(), `what it said lacks "400 `) && wait <= 8*checkPatience; wait *= 2 {
 		err = s.refused(ctx, want, "--wait-timeout="+wait.String())
 	}
 	return "\"add the app's hostname to ALLOWED_HOSTS\"", errors.Join(err, s.edit("shop/settings.py", bad, good))
@@ -165,7 +185,7 @@ func (s *Shop) says(ctx context.Context, text string) error {
 }
 
 func nothingChanged(ctx context.Context, s *Shop) (string, error) {
-	before, err := s.group(ctx, "web")
+	before, err := s.one(ctx, "web")
 	if err != nil {
 		return "", err
 	}
@@ -174,11 +194,11 @@ func nothingChanged(ctx context.Context, s *Shop) (string, error) {
 		return "", err
 	}
 	took := time.Since(start)
-	after, err := s.group(ctx, "web")
+	after, err := s.one(ctx, "web")
 	if err != nil {
 		return "", err
 	}
-	if before[0].ImageRef.Digest != after[0].ImageRef.Digest {
+	if before.ImageRef.Digest != after.ImageRef.Digest {
 		return "", errors.New("the same folder gave another image")
 	}
 	return took.Round(10 * time.Millisecond).String(), nil
@@ -295,19 +315,25 @@ func articleSwap(ctx context.Context, s *Shop) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	log, err := s.logs(ctx, "--machine", m.ID)
+	err = eventually(ctx, func() (string, error) {
+		log, err := s.logs(ctx, "--machine", m.ID)
+		if want := "swapon /swapfile: 511 MB of swap"; !strings.Contains(log, want) {
+			return fmt.Sprintf("its log lacks %q:\n%s", want, log), err
+		}
+		return "", err
+	})
 	if err != nil {
 		return "", err
 	}
-	const want = "swapon /swapfile: 511 MB of swap" // before gunicorn, which has passed its check
-	if !strings.Contains(log, want) {
-		return "", fmt.Errorf("its log lacks %q:\n%s", want, log)
-	}
-	load := s.load(ctx)
-	r, err := s.CLI(ctx, append([]string{"machine", "exec", m.ID, "--app", app, "--"}, hog(400)...)...)
-	settings, settingsErr := s.CLI(ctx, "machine", "exec", m.ID, "--app", app, "--", "cat", "/proc/sys/vm/swappiness", "/proc/sys/vm/overcommit_memory")
-	answered, failures := load.Stop()
-	if err := errors.Join(err, settingsErr, failures); err != nil {
+	var r, settings instance.Result
+	answered, err := s.awake(ctx, func() (err error) {
+		if r, err = s.CLI(ctx, append([]string{"machine", "exec", m.ID, "--app", app, "--"}, hog(400)...)...); err != nil {
+			return err
+		}
+		settings, err = s.CLI(ctx, "machine", "exec", m.ID, "--app", app, "--", "cat", "/proc/sys/vm/swappiness", "/proc/sys/vm/overcommit_memory")
+		return err
+	})
+	if err != nil {
 		return "", err
 	}
 	if got := settings.Stdout; got != "10\n1\n" {
