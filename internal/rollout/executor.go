@@ -344,8 +344,8 @@ func (e *Executor) canary(ctx, work context.Context, s Step) error {
 		if m.Group() != s.Group {
 			continue
 		}
-		if m.Spec.Config.Metadata[root.MetadataCanary] != "" { // of an attempt before a crash
-			if err := e.o.Cluster.Destroy(ctx, e.r.App, m.ID); err != nil {
+		if m.Spec.Config.Metadata[root.MetadataCanary] != "" { // of an attempt before a crash; it may have requests
+			if err := e.o.Cluster.Retire(ctx, e.r.App, m.ID); err != nil {
 				return err
 			}
 			continue
