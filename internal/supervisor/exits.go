@@ -183,10 +183,16 @@ func openConnector() (_ *os.File, err error) {
 			err = errors.Join(fmt.Errorf("process events: %w", err), f.Close())
 		}
 	}()
-	// Only exits come in: load the event's kind, compare, take all or nothing.
+	// Only exits come in, and of those only whole processes', since many threads
+	// may end at once and what does not fit is lost: load the event's kind and
+	// compare, then pid with tgid, take all or nothing.
 	filter := []unix.SockFilter{
 		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: eventAt},
-		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: 1, K: swap32(procEventExit)},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: 5, K: swap32(procEventExit)},
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: exitAt},
+		{Code: unix.BPF_MISC | unix.BPF_TAX},
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: exitAt + 4},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_X, Jf: 1},
 		{Code: unix.BPF_RET | unix.BPF_K, K: 0xffff},
 		{Code: unix.BPF_RET | unix.BPF_K, K: 0},
 	}
@@ -231,10 +237,7 @@ func (w *foreign) readConnector(f *os.File) {
 			continue
 		}
 		ne := binary.NativeEndian
-		pid, tgid, status := ne.Uint32(buf[exitAt:]), ne.Uint32(buf[exitAt+4:]), ne.Uint32(buf[exitAt+8:])
-		if pid != tgid {
-			continue // a thread
-		}
+		pid, status := ne.Uint32(buf[exitAt:]), ne.Uint32(buf[exitAt+8:])
 		w.mu.Lock()
 		if ch := w.codes[int(pid)]; ch != nil {
 			select {
