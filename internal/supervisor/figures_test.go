@@ -38,7 +38,7 @@ func TestMachinesSeeTheirOwnFigures(t *testing.T) {
 	}
 	h.logged(h.started("01B", "cat", "/proc/meminfo").Machine, "MemTotal:          65536 kB")
 	h.shutdown(t.Context())
-	if own != 0 && alive(own) {
+	if own != 0 && runs(own) {
 		t.Errorf("lxcfs (%d) runs on", own)
 	}
 	var st unix.Statfs_t

@@ -8,11 +8,13 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -280,7 +282,15 @@ func (h *host) logged(m root.MachineID, line string) {
 	}
 }
 
+// alive reports whether a process is there, be it as one that waits to be
+// reaped.
 func alive(pid int) bool { return unix.Kill(pid, 0) == nil }
+
+// runs reports whether a process has not ended.
+func runs(pid int) bool {
+	st, err := readStat(pid)
+	return err == nil && st.state != 'Z'
+}
 
 func TestServerRunsAMachine(t *testing.T) {
 	t.Parallel()
@@ -489,7 +499,12 @@ func TestChildrenComeBackAndNoConnectionIsRefused(t *testing.T) {
 			}
 		}
 		patience.Until(t, "the next edge", func() bool { got := h.ask(); return got != "" && got != edge })
-		h.ready()
+		patience.Until(t, "the next children", func() bool {
+			next, err := h.client.Host(t.Context())
+			return err == nil && !slices.ContainsFunc(slices.Collect(maps.Keys(st.Children)), func(name string) bool {
+				return next.Children[name] == 0 || next.Children[name] == st.Children[name]
+			})
+		})
 	}
 	close(stop)
 	callers.Wait()
@@ -591,7 +606,7 @@ func TestBuilderIsAdopted(t *testing.T) {
 	t.Parallel()
 	var pid int
 	t.Cleanup(func() { // after the host's own clean-up
-		if pid != 0 && !errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
+		if pid != 0 && runs(pid) { // this binary reaps it, in its own time
 			t.Errorf("builder %d outlived the server", pid)
 		}
 	})
