@@ -42,9 +42,10 @@ func (c *clinic) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// checkedService is a service with a check, as often as one may be.
+// checkedService is a service with a check, as often as one may be. That it
+// takes long is no failure of a test.
 func checkedService() root.Service {
-	return root.Service{Autostop: root.AutostopOff, Checks: []root.Check{{Type: "http", Path: "/ht/", Interval: time.Second, Grace: time.Millisecond}}}
+	return root.Service{Autostop: root.AutostopOff, Checks: []root.Check{{Type: "http", Path: "/ht/", Interval: time.Second, Timeout: patience.Limit, Grace: time.Millisecond}}}
 }
 
 // reported waits until control knows that the machine's check has a status.
@@ -122,10 +123,12 @@ func TestCheckOfSleeper(t *testing.T) {
 	var c clinic
 	service := checkedService()
 	service.Autostop, service.StopAfter = root.AutostopSuspend, 300*time.Millisecond
-	h.addMachineWith(c.ServeHTTP, service, root.StateStarted, orders.PhaseStarted)
+	service.Checks[0].Interval = time.Minute // the next one is not due before the request is answered
+	m := h.addMachineWith(c.ServeHTTP, service, root.StateStarted, orders.PhaseStarted)
 	h.edge()
+	h.wantHello() // it may not sleep before its check has passed once
 	h.reported(root.CheckPassing)
-	h.waitFor(orders.EntrySuspended) // its checks are no load
+	patience.Until(t, "its sleep: its checks are no load", func() bool { return h.phase(m.Spec.Instance) == orders.PhaseSuspended })
 	n := c.probes.Load()
 	c.sick.Store(true)
 	h.wantHello() // it passed when it went to sleep

@@ -293,6 +293,12 @@ func (h *host) types() (types []orders.EntryType) {
 	return types
 }
 
+func (h *host) phase(id root.InstanceID) orders.Phase {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.instances[id].Phase
+}
+
 // waitFor waits for the next entry of a type, after those that it found before:
 // the newest one tells nothing, the edge goes on meanwhile.
 func (h *host) waitFor(t orders.EntryType) {
