@@ -159,7 +159,9 @@ func TestHealthySleeper(t *testing.T) {
 	w, c := withChecks(t)
 	var d doctor
 	d.well.Store(true)
-	m := w.machine("shop", root.StateStarted, d.ServeHTTP, checked)
+	m := w.machine("shop", root.StateStarted, d.ServeHTTP, checked, func(m *root.Machine) {
+		m.Spec.Config.Services[0].Checks[0].Interval = time.Minute // the next one is not due before the request is answered
+	})
 	m.booted(c)
 	patience.Until(t, "the check to pass", func() bool { return c.Gate(m.record, 0).State == health.Open })
 	c.Pause(m.record.Spec.Instance)

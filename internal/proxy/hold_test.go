@@ -85,7 +85,7 @@ func TestFailures(t *testing.T) {
 		{"exits at each start", func(w *world) {
 			m := w.machine("shop", root.StateStopped, answer(""))
 			m.deaf = true
-			m.onWake = func() { go func() { m.exit("exited with code 3 0.1s after its start") }() }
+			m.onStart = func() { go func() { m.exit("exited with code 3 0.1s after its start") }() }
 		}, 503, "PR03", []string{"exited with code 3"}},
 		{"nobody listens", func(w *world) {
 			m := w.machine("shop", root.StateStopped, answer(""))
@@ -344,10 +344,8 @@ func TestFrozenSeesRequest(t *testing.T) {
 	if _, body := w.get("/"); body != "hello" {
 		t.Errorf("got %q, want hello", body)
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if len(w.records) == 1 && !w.records[0].Woken {
-		t.Errorf("record: got %+v, want woken", w.records[0])
+	if r := w.logged(1)[0]; !r.Woken {
+		t.Errorf("record: got %+v, want woken", r)
 	}
 }
 

@@ -5,12 +5,10 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
 	root "github.com/roost-run/roost"
-	"github.com/roost-run/roost/internal/patience"
 	"github.com/roost-run/roost/internal/proxy"
 	"github.com/roost-run/roost/internal/proxy/statics"
 )
@@ -62,15 +60,8 @@ func TestStatic(t *testing.T) {
 	if got := m.woken(); got != 0 {
 		t.Errorf("wakes: got %d, want 0", got)
 	}
-	// A line is written after the answer: the client may be ahead of it.
 	const files = 5
-	var lines []proxy.Record
-	patience.Until(t, "the access log", func() bool {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		lines = slices.Clone(w.records)
-		return len(lines) > files
-	})
+	lines := w.logged(files + 1)
 	static := 0
 	for _, r := range lines {
 		if !r.Static {

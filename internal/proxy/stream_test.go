@@ -68,9 +68,7 @@ func TestHeaders(t *testing.T) {
 			t.Errorf("response: %s: got %q, want %q", name, v, want)
 		}
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if r := w.records[0]; r.ID != id || r.App != "shop" || r.Status != 200 || r.Method != "GET" || r.Bytes != int64(len(body)) {
+	if r := w.logged(1)[0]; r.ID != id || r.App != "shop" || r.Status != 200 || r.Method != "GET" || r.Bytes != int64(len(body)) {
 		t.Errorf("access log: got %+v", r)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -56,6 +57,7 @@ type fakeMachine struct {
 	wakes   int
 	wakeErr error
 	onWake  func()        // called in Wake, without lock
+	onStart func()        // the same, once it runs
 	slow    time.Duration // between start and listening
 	deaf    bool          // starts, but does not listen
 	accepts int
@@ -113,6 +115,19 @@ func newWorld(tb testing.TB, options ...option) *world {
 	})
 	w.app("shop", "personal", "default")
 	return w
+}
+
+// logged returns the access log when it has n lines: one is written after its
+// answer, which the client may be ahead of.
+func (w *world) logged(n int) (lines []proxy.Record) {
+	w.t.Helper()
+	patience.Until(w.t, "the access log", func() bool {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		lines = slices.Clone(w.records)
+		return len(lines) >= n
+	})
+	return lines
 }
 
 func (w *world) apply(c root.Change) {
@@ -208,7 +223,7 @@ func (w *world) Wake(ctx context.Context, m *root.Machine) error {
 	f := w.find(m)
 	f.mu.Lock()
 	f.wakes++
-	hook, err := f.onWake, f.wakeErr
+	hook, started, err := f.onWake, f.onStart, f.wakeErr
 	f.mu.Unlock()
 	if hook != nil {
 		hook()
@@ -220,6 +235,9 @@ func (w *world) Wake(ctx context.Context, m *root.Machine) error {
 		return err
 	}
 	f.start()
+	if started != nil {
+		started()
+	}
 	return nil
 }
 
