@@ -186,6 +186,9 @@ func TestKeepAliveDoesNotWake(t *testing.T) {
 		return err
 	}))
 	defer c.Close()
+	served, err := l.Accept() // once the last packet of the handshake has come
+	must(t, err)
+	defer served.Close()
 	before, err := w.net().Forwarded(t.Context())
 	must(t, err)
 	must(t, w.router.SetSuspended(sleeper.Interface, true))
