@@ -353,7 +353,7 @@ func TestPullStalls(t *testing.T) {
 	t.Cleanup(func() { close(free) })
 	h.push(t, "team/demo", img)
 	s := open(t, Options{})
-	s.stall = 2 * time.Second // each step before the one that stalls has as long
+	s.stall = 10 * time.Second // each step before the one that stalls has as long
 	stall.Store(true)
 	_, err := s.Pull(t.Context(), h.host+"/team/demo:1", nil)
 	if !root.IsKind(err, root.Unavailable) || !strings.Contains(root.MessageOf(err), "sent nothing") {
