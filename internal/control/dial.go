@@ -27,6 +27,8 @@ const (
 	// which gives one every busyEvery.
 	busyFor   = 30 * time.Second
 	busyEvery = 10 * time.Second
+	// wokenFor is the reason of a start for a connection.
+	wokenFor = "proxy"
 )
 
 // Pick finds the machine of an app that a session goes to: one that runs, else
@@ -100,17 +102,37 @@ func (s *Machines) Dial(ctx context.Context, a auth.Actor, app root.AppName, id 
 		}
 		id = m.ID
 	}
-	m, woken, err := s.Wake(ctx, a, auth.MachineDial, app, id, "proxy")
+	m, err := s.machine(a, auth.MachineDial, app, id)
 	if err != nil {
 		return nil, nil, err
 	}
+	// Kept awake before it is woken: autostop would find it idle until the
+	// connection is there.
 	awake := s.keepAwake(ctx, m)
-	conn, err := s.dial(ctx, m, port, woken)
+	conn, m, err := s.wakeAndDial(ctx, a, app, id, port)
 	if err != nil {
 		awake()
 		return nil, m, err
 	}
 	return &session{Conn: conn, end: awake}, m, nil
+}
+
+// wakeAndDial connects to a machine that autostop leaves alone by now.
+func (s *Machines) wakeAndDial(ctx context.Context, a auth.Actor, app root.AppName, id root.MachineID, port int) (net.Conn, *root.Machine, error) {
+	m, woken, err := s.Wake(ctx, a, auth.MachineDial, app, id, wokenFor)
+	if err != nil {
+		return nil, nil, err
+	}
+	conn, err := s.dial(ctx, m, port, woken)
+	if err != nil {
+		return nil, m, err
+	}
+	// Autostop may have decided just before: a suspended machine takes the
+	// connection and never answers.
+	if _, _, err := s.Wake(ctx, a, auth.MachineDial, app, id, wokenFor); err != nil {
+		return nil, m, errors.Join(err, conn.Close())
+	}
+	return conn, m, nil
 }
 
 // dial tries until the port answers, if the machine has only just begun.
@@ -165,26 +187,30 @@ func (s *Machines) unreachable(ctx context.Context, m *root.Machine, port int, e
 	return &root.Error{Kind: root.Precondition, Message: fmt.Sprintf("machine %s refuses connections on port %d: %s", m.ID, port, has), Err: err}
 }
 
-// keepAwake keeps autostop away from a machine's version until the returned
-// function is called, which then waits for what it started.
+// keepAwake keeps autostop away from a machine's version, from when it returns
+// until the returned function is called, which then waits for what it started.
 func (s *Machines) keepAwake(ctx context.Context, m *root.Machine) (end func()) {
 	if s.Busy == nil {
 		return func() {}
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	busy := func() {
+		call, stop := context.WithTimeout(ctx, busyEvery)
+		defer stop()
+		if err := s.Busy(call, m.Spec.Instance, s.Now().Add(busyFor)); err != nil && ctx.Err() == nil {
+			s.Log.Warn("a session may not keep its machine awake", "machine", m.ID, "err", err)
+		}
+	}
+	busy()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		for {
-			call, stop := context.WithTimeout(ctx, busyEvery)
-			if err := s.Busy(call, m.Spec.Instance, s.Now().Add(busyFor)); err != nil && ctx.Err() == nil {
-				s.Log.Warn("a session may not keep its machine awake", "machine", m.ID, "err", err)
-			}
-			stop()
 			select {
 			case <-ctx.Done():
 				return
 			case <-time.After(busyEvery):
+				busy()
 			}
 		}
 	}()

@@ -250,18 +250,30 @@ func TestDial(t *testing.T) {
 	w.want(err, root.Unimplemented, "private network")
 	var mu sync.Mutex
 	var refuse error
-	busy := make(chan root.InstanceID, 10) // more than the sessions of this test send
+	var meanwhile func() // happens while it connects
+	type kept struct {
+		instance root.InstanceID
+		woken    bool // before
+	}
+	busy := make(chan kept, 10) // more than the sessions of this test send
 	w.Machines.Deps.Dial = func(context.Context, string, string) (net.Conn, error) {
 		mu.Lock()
 		defer mu.Unlock()
 		if refuse != nil {
 			return nil, refuse
 		}
+		if meanwhile != nil {
+			meanwhile()
+		}
 		here, there := net.Pipe()
 		return here, there.SetDeadline(time.Now())
 	}
 	w.Machines.Busy = func(_ context.Context, id root.InstanceID, _ time.Time) error {
-		busy <- id
+		k := kept{instance: id}
+		for m := range w.Machines.Catalog.Snapshot().AllMachines() {
+			k.woken = k.woken || m.Spec.Instance == id && m.Status.State == root.StateStarted
+		}
+		busy <- k
 		return nil
 	}
 	_, _, err = w.Machines.Dial(ctx, admin, "shop", "", 80)
@@ -273,11 +285,18 @@ func TestDial(t *testing.T) {
 	if now := w.Machines.Catalog.Snapshot().Machine(m.ID); got.ID != m.ID || now.Status.State != root.StateStarted {
 		t.Errorf("got %s, %s, want %s, woken", got.ID, now.Status.State, m.ID)
 	}
-	// It comes from a goroutine of its own.
-	if id := patience.Receive(t, "somebody to keep the machine awake", busy); id != m.Spec.Instance {
-		t.Errorf("%s is kept awake, want %s", id, m.Spec.Instance)
+	if k := patience.Receive(t, "somebody to keep the machine awake", busy); k.instance != m.Spec.Instance || k.woken {
+		t.Errorf("got %+v kept awake, want %s before it was woken", k, m.Spec.Instance)
 	}
 	w.must(conn.Close())
+	meanwhile = func() { w.must(w.Machines.Suspend(ctx, admin, "shop", m.ID, "")) } // as autostop, in the last moment
+	conn, _, err = w.Machines.Dial(ctx, admin, "shop", m.ID, 80)
+	w.must(err)
+	if now := w.Machines.Catalog.Snapshot().Machine(m.ID); now.Status.State != root.StateStarted {
+		t.Errorf("with the connection the machine is %s", now.Status.State)
+	}
+	w.must(conn.Close())
+	meanwhile = nil
 	_, _, err = w.Machines.Dial(ctx, admin, "shop", m.ID, 0)
 	w.want(err, root.Invalid, "port")
 	_, _, err = w.Machines.Dial(ctx, reader, "shop", m.ID, 80)
