@@ -18,14 +18,20 @@ const maxNudges = 16
 
 // nudge makes the processes that wait on one listening socket together, as
 // the workers of a pre-forking server do, return from their wait: it connects
-// to that port as a probe would. There are two connections for each, all open
-// before the first is closed: who is quick must not take them all away. It
-// returns the processes that have such a socket.
-func (s *server) nudge(container string, pids []int) (woken []int) {
+// to that port as a probe would. There are two connections for each, and all
+// stay open until end, when all have run: who is quick must not take them all
+// away. It returns the processes that have such a socket.
+func (s *server) nudge(container string, pids []int) (sharers []int, end func()) {
+	var conns []net.Conn
+	end = func() {
+		for _, c := range conns {
+			_ = c.Close()
+		}
+	}
 	address := s.slots.address(container)
 	ports, sharers := sharedPorts(pids)
 	if address == "" || len(ports) == 0 {
-		return nil
+		return nil, end
 	}
 	err := s.network.Do(func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), nudgeTimeout)
@@ -36,7 +42,7 @@ func (s *server) nudge(container string, pids []int) (woken []int) {
 				if err != nil {
 					return err
 				}
-				defer func() { _ = c.Close() }()
+				conns = append(conns, c)
 			}
 		}
 		return nil
@@ -44,7 +50,7 @@ func (s *server) nudge(container string, pids []int) (woken []int) {
 	if err != nil {
 		s.log.Debug("workers not nudged", "container", container, "err", err)
 	}
-	return sharers
+	return sharers, end
 }
 
 // address is where the machine of a running container answers, "" if there is

@@ -52,9 +52,9 @@ type Options struct {
 	CgroupParent string // control group of all containers, from the root of the hierarchies
 	Log          *slog.Logger
 	// Nudge, if set, wakes the given processes of a container that has thawed
-	// and that one main process watches, those that it can, and returns which
-	// these are; see thaw.go.
-	Nudge func(id string, pids []int) (woken []int)
+	// and that one main process watches; see thaw.go. It returns those that it
+	// can wake, if they wait as it expects; end is called once they have run.
+	Nudge func(id string, pids []int) (sharers []int, end func())
 }
 
 // Driver implements runtime.Driver.

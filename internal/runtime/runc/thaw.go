@@ -61,9 +61,9 @@ func (h *heldMasters) release(id string, m *master, o *Options) {
 	h.pending[id] = done
 	h.mu.Unlock()
 	go func() {
-		var nudge func(pids []int) []int
+		var nudge func(pids []int) ([]int, func())
 		if o.Nudge != nil {
-			nudge = func(pids []int) []int { return o.Nudge(id, pids) }
+			nudge = func(pids []int) ([]int, func()) { return o.Nudge(id, pids) }
 		}
 		if err := m.release(nudge); err != nil {
 			o.Log.Error("main process not let go", "container", id, "err", err)
@@ -136,7 +136,7 @@ func holdMaster(pids []int) *master {
 }
 
 // release lets the main process go on as soon as the others have run.
-func (m *master) release(nudge func(pids []int) (woken []int)) error {
+func (m *master) release(nudge func(pids []int) (sharers []int, end func())) error {
 	pids := slices.Collect(maps.Keys(m.others))
 	settle(m.others, headStart)
 	if nudge != nil && len(pids) > 1 { // a single one has the request that waits
@@ -146,9 +146,14 @@ func (m *master) release(nudge func(pids []int) (woken []int)) error {
 				others[pid] = t
 			}
 		}
-		woken := nudge(pids)
-		maps.DeleteFunc(others, func(pid int, _ cpuTime) bool { return !slices.Contains(woken, pid) })
+		sharers, end := nudge(pids)
+		maps.DeleteFunc(others, func(pid int, before cpuTime) bool {
+			now, alive := readCPU(pid)
+			elsewhere := now.asleep && now.turns == before.turns // waits for something else, and was not woken
+			return !alive || elsewhere || !slices.Contains(sharers, pid)
+		})
 		settle(others, nudged)
+		end()
 	}
 	if err := syscall.Kill(m.pid, syscall.SIGCONT); err != nil && !errors.Is(err, syscall.ESRCH) {
 		return fmt.Errorf("let process %d go on: %w", m.pid, err)
