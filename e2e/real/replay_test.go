@@ -1,11 +1,16 @@
 package real
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -199,9 +204,26 @@ func TestReplayBody(t *testing.T) {
 	if e.Body != 2<<20 || e.Method != http.MethodPost {
 		t.Errorf("got a %s with %d bytes, want a POST with %d", e.Method, e.Body, 2<<20)
 	}
-	got := send(12 << 20)
+	// The answer does not wait for the whole body. A client that only looks for
+	// it after its last byte may find a closed connection.
+	conn, err := in.DialEdge(t.Context(), "tcp", "")
+	want(t, err)
+	var sending sync.WaitGroup
+	defer sending.Wait()
+	defer conn.Close()
+	want(t, conn.SetDeadline(time.Now().Add(patience)))
+	sending.Go(func() {
+		head := fmt.Sprintf("POST %s HTTP/1.1\r\nHost: %s.localhost\r\nFly-Force-Instance-Id: %s\r\nContent-Length: %d\r\n\r\n", replay("instance="+b, ""), app, a, 12<<20)
+		if _, err := io.WriteString(conn, head); err == nil {
+			_, _ = conn.Write(make([]byte, 12<<20)) // as much as is taken
+		}
+	})
+	got, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	want(t, err)
+	text, err := io.ReadAll(got.Body)
+	want(t, errors.Join(err, got.Body.Close()))
 	if got.StatusCode != http.StatusRequestEntityTooLarge || got.Header.Get("Roost-Error") != "PA01" {
-		t.Errorf("12 MB: got %d %q, want 413 PA01: %s", got.StatusCode, got.Header.Get("Roost-Error"), got.Text)
+		t.Errorf("12 MB: got %d %q, want 413 PA01: %s", got.StatusCode, got.Header.Get("Roost-Error"), text)
 	}
 	// Without a replay 12 MB are nobody's problem.
 	e = request(t, http.MethodPost, app, "/", bytes.NewReader(make([]byte, 12<<20)), "Fly-Force-Instance-Id", a).echo(t)

@@ -1,6 +1,7 @@
 package real
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/base64"
@@ -321,9 +322,18 @@ func TestProxyIntoPrivateNetwork(t *testing.T) {
 		want(t, conn.SetDeadline(time.Now().Add(patience)))
 		return conn
 	}
-	// Two at once; the first says nothing for longer than autostop waits.
+	// Two at once; the first says nothing for longer than autostop waits, but
+	// not before it is through to the machine.
 	idle := dial()
-	_, err := io.WriteString(idle, "GET / HTTP/1.1\r\nHost: inside\r\n")
+	answers := bufio.NewReader(idle)
+	_, err := io.WriteString(idle, "GET / HTTP/1.1\r\nHost: inside\r\n\r\n")
+	want(t, err)
+	early, err := http.ReadResponse(answers, nil)
+	want(t, err)
+	_, err = io.Copy(io.Discard, early.Body)
+	want(t, errors.Join(err, early.Body.Close()))
+	through := time.Now()
+	_, err = io.WriteString(idle, "GET / HTTP/1.1\r\nHost: inside\r\n")
 	want(t, err)
 	conn := dial()
 	_, err = io.WriteString(conn, "GET /late HTTP/1.1\r\nHost: inside\r\nConnection: close\r\n\r\n")
@@ -334,18 +344,19 @@ func TestProxyIntoPrivateNetwork(t *testing.T) {
 		t.Errorf("got %v, %.300s", err, answer)
 	}
 	want(t, instance.Pause(t.Context(), 3*time.Duration(soon)))
-	if s := state(t, app, m.ID); s != machines.StateStarted {
-		t.Errorf("with a connection open the machine is %s", s)
-	}
+	still := time.Now()
 	_, err = io.WriteString(idle, "Connection: close\r\n\r\n")
 	want(t, err)
-	if answer, err := io.ReadAll(idle); err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 200 OK") {
+	if answer, err := io.ReadAll(answers); err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 200 OK") {
 		t.Errorf("the idle connection: got %v, %.300s", err, answer)
 	}
 	want(t, cmd.Process.Signal(os.Interrupt))
 	if err := cmd.Wait(); err != nil {
 		t.Errorf("after ctrl-c: %v\n%s", err, out)
 	}
+	// What happened before it is recorded with it.
+	want(t, admin().Suspend(t.Context(), app, m.ID))
+	wantAwake(t, app, m.ID, through.UnixMilli(), still.UnixMilli())
 }
 
 // TestConsoleGoes: the machine of a console is gone when its command ends, when

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"strings"
+	"time"
 
 	"github.com/roost-run/roost/e2e/instance"
 	"github.com/roost-run/roost/machines"
@@ -28,6 +30,9 @@ func killControl(ctx context.Context, s *Story) (string, error) {
 			if _, _, err := s.get(ctx, oneReceipt); err != nil {
 				return fmt.Errorf("a wake while control was away: %w", err)
 			}
+			if err := s.controlBack(ctx); err != nil {
+				return err
+			}
 		}
 		return nil
 	}()
@@ -36,6 +41,22 @@ func killControl(ctx context.Context, s *Story) (string, error) {
 		return "", err
 	}
 	return fmt.Sprintf("killed %d times, %d requests, none failed", kills, answered), nil
+}
+
+// controlBack waits until control answers again. The edge holds a request for
+// it, but not as long as a control process may need to start on a busy host.
+func (s *Story) controlBack(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, errors.New("control did not come back"))
+	defer cancel()
+	for {
+		_, err := s.api.List(ctx, s.app, machines.ListOptions{})
+		if machines.StatusOf(err) != http.StatusServiceUnavailable {
+			return err
+		}
+		if err := instance.Pause(ctx, 100*time.Millisecond); err != nil {
+			return err
+		}
+	}
 }
 
 func killEdge(ctx context.Context, s *Story) (string, error) {

@@ -309,16 +309,53 @@ func (s *Story) usage(ctx context.Context, id string) (usage, error) {
 	return *r.Usage, nil
 }
 
+// awakeUsage is what the serverless machine has while it is awake, and the
+// machine once it sleeps after that. On a busy host it may have been asleep
+// before it was looked at: then it is woken once more.
+func (s *Story) awakeUsage(ctx context.Context) (before usage, m *machines.Machine, err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, errors.New("its memory was never seen while it was awake"))
+	defer cancel()
+	for {
+		if m, err = s.theServerless(ctx); err != nil {
+			return before, nil, err
+		}
+		before, err = s.usage(ctx, m.ID)
+		seen := time.Now()
+		if ctx.Err() != nil {
+			return before, nil, context.Cause(ctx)
+		}
+		if err == nil {
+			if m, err = s.inState(ctx, machines.StateSuspended); err != nil {
+				return before, nil, err
+			}
+			if awakeAt(m, seen) {
+				return before, m, nil
+			}
+		}
+		if _, _, err := s.get(ctx, oneReceipt); err != nil {
+			return before, nil, err
+		}
+	}
+}
+
+// awakeAt reports whether a machine's events say that it was awake at a moment.
+func awakeAt(m *machines.Machine, moment time.Time) bool {
+	for _, e := range m.Events { // the newest is the first
+		if e.Timestamp > moment.UnixMilli() {
+			continue
+		}
+		switch machines.State(e.Status) {
+		case machines.StateStarted:
+			return true
+		case machines.StateSuspended, machines.StateStopped:
+			return false
+		}
+	}
+	return false
+}
+
 func suspended(ctx context.Context, s *Story) (string, error) {
-	running, err := s.theServerless(ctx)
-	if err != nil {
-		return "", err
-	}
-	before, err := s.usage(ctx, running.ID)
-	if err != nil {
-		return "", err
-	}
-	m, err := s.inState(ctx, machines.StateSuspended)
+	before, m, err := s.awakeUsage(ctx)
 	if err != nil {
 		return "", err
 	}
@@ -402,6 +439,11 @@ func stampede(ctx context.Context, s *Story) (string, error) {
 			return "", err
 		}
 		woken = starts(m) - before
+		if woken == 0 {
+			if err := instance.Pause(ctx, 50*time.Millisecond); err != nil {
+				return "", err
+			}
+		}
 	}
 	if woken != 1 {
 		return "", fmt.Errorf("50 requests woke the machine %d times, want once", woken)
