@@ -24,8 +24,9 @@ func (s *server) startBuilder(ctx context.Context) error {
 	defer s.building.Unlock()
 	ctx, cancel := context.WithTimeoutCause(ctx, builderTimeout, errors.New("the builder did not open its socket"))
 	defer cancel()
-	if answers(ctx, s.cfg.BuilderSocket()) {
-		return nil
+	// The end of the one before takes all of the control group with it.
+	if up, err := s.awaitBuilder(ctx, s.builder); up || err != nil {
+		return err
 	}
 	// Builds have a network of their own: public addresses, nothing else.
 	inside, err := s.network.AttachBuilds(ctx, s.cfg.BuildsNamespace())
@@ -37,28 +38,42 @@ func (s *server) startBuilder(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ended := s.watchBuilder(p)
+	s.builder = s.watchBuilder(p)
+	if up, err := s.awaitBuilder(ctx, s.builder); up || err != nil {
+		return err
+	}
+	return root.Errorf(root.Unavailable, "the builder ended at its start; the server's log says why")
+}
+
+// awaitBuilder returns when the builder answers (up) or has ended; nil stands
+// for one that never was.
+func (s *server) awaitBuilder(ctx context.Context, ended <-chan struct{}) (up bool, _ error) {
 	for !answers(ctx, s.cfg.BuilderSocket()) {
+		if ended == nil {
+			return false, nil
+		}
 		select {
 		case <-ended:
-			return root.Errorf(root.Unavailable, "the builder ended at its start; the server's log says why")
+			return false, nil
 		case <-ctx.Done():
-			return &root.Error{Kind: root.Unavailable, Message: "the builder did not start", Err: context.Cause(ctx)}
+			return false, &root.Error{Kind: root.Unavailable, Message: "the builder did not start", Err: context.Cause(ctx)}
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
-	return nil
+	return true, nil
 }
 
 // adoptBuilder takes over the builder that an earlier server process left.
 func (s *server) adoptBuilder() {
 	if p, ok := s.children.takeAdopted(childBuilder); ok {
-		s.watchBuilder(p)
+		s.building.Lock()
+		defer s.building.Unlock()
+		s.builder = s.watchBuilder(p)
 	}
 }
 
 // watchBuilder waits for the builder's end, and ends it with the server. The
-// channel is closed when it has ended.
+// channel is closed when it has ended, and its steps with it.
 func (s *server) watchBuilder(p childProcess) (ended <-chan struct{}) {
 	if err := s.cgroups.Join(buildsGroup, p.PID, s.buildMemory); err != nil {
 		s.log.Warn("builds are not limited", "err", err)

@@ -64,7 +64,8 @@ type server struct {
 
 	keepFigures func(context.Context) // keeps lxcfs running
 
-	building    sync.Mutex // one start of the builder at a time
+	building    sync.Mutex      // one start of the builder at a time
+	builder     <-chan struct{} // of watchBuilder, nil before the first one; guarded by building
 	builders    sync.WaitGroup
 	buildMemory root.Bytes // what builds may use together
 }
