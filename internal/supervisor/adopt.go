@@ -7,7 +7,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	root "github.com/roost-run/roost"
 	"github.com/roost-run/roost/internal/orders"
@@ -28,7 +32,47 @@ func (c *children) adopt(ctx context.Context) error {
 		p.exited = exited
 		c.adopted[name] = p
 	}
+	return c.endStrays()
+}
+
+// endStrays ends children that an earlier server process started and was
+// killed before it had noted them.
+func (c *children) endStrays() error {
+	for _, name := range []string{childControl, childEdge, childBuilder} {
+		pids, err := running(c.argv(name))
+		if err != nil {
+			return err
+		}
+		for _, pid := range pids {
+			if pid == c.adopted[name].PID {
+				continue
+			}
+			c.log.Warn("child that nobody has noted is ended", "child", name, "pid", pid)
+			if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("end %s %d: %w", name, pid, err)
+			}
+		}
+	}
 	return nil
+}
+
+// running lists the processes with this command line.
+func running(argv []string) (pids []int, err error) {
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		return nil, err
+	}
+	want := strings.Join(argv, "\x00") + "\x00"
+	for _, dir := range dirs {
+		data, err := os.ReadFile(filepath.Join(dir, "cmdline"))
+		if err != nil || string(data) != want {
+			continue // it ended, or is another one
+		}
+		if pid, err := strconv.Atoi(filepath.Base(dir)); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	return pids, nil
 }
 
 // heldSockets finds the sockets that an earlier server process opened.
