@@ -91,8 +91,9 @@ func TestMachineCheckThatHangs(t *testing.T) {
 	old, next := h.image(app, "old"), h.image(app, "new")
 	h.mustDeploy(h.folder(app, ""), old)
 	hang := strings.Replace(answersOf("x"), "command = [", "command = [\"wait\", \"stubborn\"] # ", 1)
-	_, err := h.deploy(h.folder(app, hang), next, "--wait-timeout=15s")
-	if err == nil || !strings.Contains(err.Error(), "did not end within 15s") {
+	// The new version has to be up within that, too.
+	_, err := h.deploy(h.folder(app, hang), next, "--wait-timeout=30s")
+	if err == nil || !strings.Contains(err.Error(), "did not end within 30s") {
 		t.Errorf("got %v, want that the check did not end", err)
 	}
 	if got := h.serves(app); got != "old" {
