@@ -6,8 +6,10 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -36,6 +38,9 @@ func TestMain(m *testing.M) {
 }
 
 func testMain(m *testing.M) int {
+	if signal.Ignored(syscall.SIGINT) { // as what a script starts in the background; machines would inherit it
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGINT)
+	}
 	dir, err := os.MkdirTemp("", "roost-supervisor-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
