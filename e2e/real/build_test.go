@@ -2,6 +2,7 @@ package real
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"os"
@@ -137,7 +138,8 @@ func TestBuildIsolation(t *testing.T) {
 		}
 		return ""
 	})
-	for _, pid := range processesWith(t, "builder\x00--run\x00"+i.Run()) {
+	builders := processesWith(t, "builder\x00--run\x00"+i.Run())
+	for _, pid := range builders {
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 			t.Error(err)
 		}
@@ -145,6 +147,14 @@ func TestBuildIsolation(t *testing.T) {
 	if err := <-failed; err == nil {
 		t.Error("a build without its builder: got no error")
 	}
+	eventually(t, func() string { // one that is dying may still take a connection
+		for _, pid := range builders {
+			if err := syscall.Kill(pid, 0); !errors.Is(err, syscall.ESRCH) {
+				return fmt.Sprintf("the builder that was killed, %d, is still there (%v)", pid, err)
+			}
+		}
+		return ""
+	})
 	eventually(t, func() string {
 		if pids := processesWith(t, step); len(pids) > 0 {
 			return "the step still runs"
