@@ -56,8 +56,14 @@ func (c *children) endStrays() error {
 	return nil
 }
 
-// running lists the processes with this command line.
+// running lists the processes with this command line. Those of another PID
+// namespace are left out: a server in a container may have the same paths.
 func running(argv []string) (pids []int, err error) {
+	const pidNamespace = "ns/pid"
+	own, err := os.Readlink("/proc/self/" + pidNamespace)
+	if err != nil {
+		return nil, err
+	}
 	dirs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		return nil, err
@@ -67,6 +73,9 @@ func running(argv []string) (pids []int, err error) {
 		data, err := os.ReadFile(filepath.Join(dir, "cmdline"))
 		if err != nil || string(data) != want {
 			continue // it ended, or is another one
+		}
+		if ns, err := os.Readlink(filepath.Join(dir, pidNamespace)); err != nil || ns != own {
+			continue
 		}
 		if pid, err := strconv.Atoi(filepath.Base(dir)); err == nil {
 			pids = append(pids, pid)
