@@ -88,9 +88,9 @@ func TestEdgeDrains(t *testing.T) {
 		pid, err := i.PID(t.Context(), "edge")
 		want(t, err)
 		slow := make(chan error, 1)
-		go func() { slow <- answers(i, app, "/slow?d=1s") }()
+		go func() { slow <- answers(i, app, "/slow?d=3s") }()
 		eventually(t, func() string {
-			if err := answers(i, app, "/inflight"); err != nil {
+			if err := answers(i, app, "/slows?n=1"); err != nil {
 				return err.Error()
 			}
 			return ""

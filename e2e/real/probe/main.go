@@ -348,7 +348,12 @@ func routes() http.Handler {
 			}
 		}
 	})
-	mux.HandleFunc("/inflight", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, slow.Load()) })
+	// /slows answers 200 when ?n= requests to /slow are in flight.
+	mux.HandleFunc("/slows", func(w http.ResponseWriter, r *http.Request) {
+		if n := strconv.FormatInt(slow.Load(), 10); n != r.URL.Query().Get("n") {
+			http.Error(w, n+" requests to /slow", http.StatusConflict)
+		}
+	})
 	mux.HandleFunc("/dial", func(w http.ResponseWriter, r *http.Request) {
 		d := net.Dialer{Timeout: dialTimeout}
 		c, err := d.DialContext(r.Context(), r.URL.Query().Get("net"), r.URL.Query().Get("addr"))
