@@ -49,7 +49,7 @@ func (s *server) startBuilder(ctx context.Context) error {
 // for one that never was.
 func (s *server) awaitBuilder(ctx context.Context, ended <-chan struct{}) (up bool, _ error) {
 	for !answers(ctx, s.cfg.BuilderSocket()) {
-		if ended == nil {
+		if ended == nil && ctx.Err() == nil {
 			return false, nil
 		}
 		select {
@@ -63,11 +63,10 @@ func (s *server) awaitBuilder(ctx context.Context, ended <-chan struct{}) (up bo
 	return true, nil
 }
 
-// adoptBuilder takes over the builder that an earlier server process left.
+// adoptBuilder takes over the builder that an earlier server process left. It
+// is called before orders are served.
 func (s *server) adoptBuilder() {
 	if p, ok := s.children.takeAdopted(childBuilder); ok {
-		s.building.Lock()
-		defer s.building.Unlock()
 		s.builder = s.watchBuilder(p)
 	}
 }

@@ -6,12 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
-	"time"
 )
-
-// nudgeTimeout bounds the connections of a nudge: the kernel answers them,
-// unless too many others wait there already, who wake as well.
-const nudgeTimeout = time.Second
 
 // maxNudges bounds the connections to one port.
 const maxNudges = 16
@@ -21,7 +16,10 @@ const maxNudges = 16
 // to that port as a probe would. There are two connections for each, and all
 // stay open until end, when all have run: who is quick must not take them all
 // away. It returns the processes that have such a socket.
-func (s *server) nudge(container string, pids []int) (sharers []int, end func()) {
+//
+// The kernel takes the connections, unless too many others wait there already;
+// then these wake the workers as well.
+func (s *server) nudge(ctx context.Context, container string, pids []int) (sharers []int, end func()) {
 	var conns []net.Conn
 	end = func() {
 		for _, c := range conns {
@@ -34,8 +32,6 @@ func (s *server) nudge(container string, pids []int) (sharers []int, end func())
 		return nil, end
 	}
 	err := s.network.Do(func() error {
-		ctx, cancel := context.WithTimeout(context.Background(), nudgeTimeout)
-		defer cancel()
 		for _, port := range ports {
 			for range min(2*len(pids), maxNudges) {
 				c, err := (&net.Dialer{}).DialContext(ctx, "tcp", net.JoinHostPort(address, strconv.Itoa(int(port))))

@@ -63,6 +63,7 @@ type server struct {
 	end     context.CancelCauseFunc // ends Run
 
 	keepFigures func(context.Context) // keeps lxcfs running
+	closeDriver func()
 
 	building    sync.Mutex      // one start of the builder at a time
 	builder     <-chan struct{} // of watchBuilder, nil before the first one; guarded by building
@@ -241,6 +242,7 @@ func (s *server) openRuntime(life context.Context) (err error) {
 	if s.swap, err = swap.Setup(cfg.Swap, total, cfg.Data); err != nil { //nolint:contextcheck // it takes none and is short
 		return fmt.Errorf("swap: %w", err)
 	}
+	s.closeDriver = driver.Close
 	s.slots = newSlots(life, *cfg, driver, s.network, s.reaper, s.log)
 	s.slots.foreign = s.children.foreign
 	s.slots.swaps = swapon.New(s.cgroups, s.log)
@@ -293,6 +295,7 @@ func (s *server) serve(ctx, life context.Context, endLife context.CancelFunc, re
 	stopUpgrade := s.upgradeOn(syscall.SIGUSR2)
 	defer stopUpgrade()
 
+	s.adoptBuilder() // before somebody asks for one
 	g, gctx := errgroup.WithContext(ctx)
 	served := make(chan error, 1)
 	go func() { served <- hs.Serve(l) }()
@@ -324,7 +327,6 @@ func (s *server) serve(ctx, life context.Context, endLife context.CancelFunc, re
 		}
 		return nil
 	})
-	s.adoptBuilder()
 	s.log.Info("server is up", "pid", os.Getpid(), "machines", len(s.slots.list()), "swap", s.swap.Kind, "cgroup", s.cgroups.Version())
 	if err := s.manager.ready(); err != nil {
 		s.log.Warn("systemd not told", "err", err)
@@ -351,6 +353,7 @@ func (s *server) serve(ctx, life context.Context, endLife context.CancelFunc, re
 	err = errors.Join(err, ignoreTimeout(hs.Shutdown(clean)), undone)
 	endLife()
 	s.slots.tasks.Wait()
+	s.closeDriver()
 	s.slots.logs.close()
 	err = errors.Join(err, s.slots.journal.close())
 	if errors.Is(cause, errUpgrade) && err == nil {

@@ -54,7 +54,7 @@ type Options struct {
 	// Nudge, if set, wakes the given processes of a container that has thawed
 	// and that one main process watches; see thaw.go. It returns those that it
 	// can wake, if they wait as it expects; end is called once they have run.
-	Nudge func(id string, pids []int) (sharers []int, end func())
+	Nudge func(ctx context.Context, id string, pids []int) (sharers []int, end func())
 }
 
 // Driver implements runtime.Driver.
@@ -417,13 +417,20 @@ func (d *Driver) Thaw(id string) error {
 		return err
 	}
 	d.held.wait(id)
-	m := holdMaster(pids)
+	var m *master
+	if frozen, err := cg.Frozen(id); err == nil && frozen { // else nobody is overdue
+		m = holdMaster(pids)
+	}
 	err = cg.Thaw(id)
 	if m != nil {
 		d.held.release(id, m, &d.o)
 	}
 	return err
 }
+
+// Close returns when no main process is held back any more, which would stand
+// still until the next driver of its container. Nothing may thaw meanwhile.
+func (d *Driver) Close() { d.held.waitAll() }
 
 // Reclaim implements runtime.Driver.
 func (d *Driver) Reclaim(ctx context.Context, id string, amount root.Bytes) (root.Bytes, error) {

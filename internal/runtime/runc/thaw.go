@@ -1,6 +1,7 @@
 package runc
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -27,7 +28,7 @@ const (
 	// headStart bounds how long a main process waits for the others: their
 	// memory may have to come back from disk first.
 	headStart = time.Second
-	// nudged bounds how long it waits for what a nudge has woken. They come back
+	// nudged bounds a nudge and the wait for what it has woken. They come back
 	// in a moment, but on a busy host each has to wait for its turn first.
 	nudged = time.Second
 	// lookAgain is how often the others are looked at.
@@ -61,9 +62,9 @@ func (h *heldMasters) release(id string, m *master, o *Options) {
 	h.pending[id] = done
 	h.mu.Unlock()
 	go func() {
-		var nudge func(pids []int) ([]int, func())
+		var nudge func(ctx context.Context, pids []int) ([]int, func())
 		if o.Nudge != nil {
-			nudge = func(pids []int) ([]int, func()) { return o.Nudge(id, pids) }
+			nudge = func(ctx context.Context, pids []int) ([]int, func()) { return o.Nudge(ctx, id, pids) }
 		}
 		if err := m.release(nudge); err != nil {
 			o.Log.Error("main process not let go", "container", id, "err", err)
@@ -82,6 +83,16 @@ func (h *heldMasters) wait(id string) {
 	h.mu.Unlock()
 	if done != nil {
 		<-done
+	}
+}
+
+// waitAll returns when nothing is held back.
+func (h *heldMasters) waitAll() {
+	h.mu.Lock()
+	ids := slices.Collect(maps.Keys(h.pending))
+	h.mu.Unlock()
+	for _, id := range ids {
+		h.wait(id)
 	}
 }
 
@@ -136,9 +147,9 @@ func holdMaster(pids []int) *master {
 }
 
 // release lets the main process go on as soon as the others have run.
-func (m *master) release(nudge func(pids []int) (sharers []int, end func())) error {
+func (m *master) release(nudge func(ctx context.Context, pids []int) (sharers []int, end func())) error {
 	pids := slices.Collect(maps.Keys(m.others))
-	settle(m.others, headStart)
+	settle(m.others, time.Now().Add(headStart))
 	if nudge != nil && len(pids) > 1 { // a single one has the request that waits
 		others := make(map[int]cpuTime, len(pids))
 		for _, pid := range pids {
@@ -146,13 +157,16 @@ func (m *master) release(nudge func(pids []int) (sharers []int, end func())) err
 				others[pid] = t
 			}
 		}
-		sharers, end := nudge(pids)
+		until := time.Now().Add(nudged)
+		ctx, cancel := context.WithDeadline(context.Background(), until)
+		defer cancel()
+		sharers, end := nudge(ctx, pids)
 		maps.DeleteFunc(others, func(pid int, before cpuTime) bool {
 			now, alive := readCPU(pid)
 			elsewhere := now.asleep && now.turns == before.turns // waits for something else, and was not woken
 			return !alive || elsewhere || !slices.Contains(sharers, pid)
 		})
-		settle(others, nudged)
+		settle(others, until)
 		end()
 	}
 	if err := syscall.Kill(m.pid, syscall.SIGCONT); err != nil && !errors.Is(err, syscall.ESRCH) {
@@ -163,8 +177,7 @@ func (m *master) release(nudge func(pids []int) (sharers []int, end func())) err
 
 // settle waits until each process of others has had a turn since the time
 // noted there and has gone back to sleep, or has had all the time it can need.
-func settle(others map[int]cpuTime, limit time.Duration) {
-	deadline := time.Now().Add(limit)
+func settle(others map[int]cpuTime, deadline time.Time) {
 	last := make(map[int]cpuTime, len(others))
 	for len(others) > 0 && time.Now().Before(deadline) {
 		for pid, before := range others {
