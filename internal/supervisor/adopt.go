@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -44,14 +45,28 @@ func (c *children) endStrays() error {
 			return err
 		}
 		for _, pid := range pids {
-			if pid == c.adopted[name].PID {
+			st, err := readStat(pid)
+			// Until it is another program, what a process starts looks like it.
+			if err != nil || pid == c.adopted[name].PID || slices.Contains(pids, st.parent) {
 				continue
 			}
 			c.log.Warn("child that nobody has noted is ended", "child", name, "pid", pid)
-			if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+			if err := endStray(pid, st.startedAt); err != nil {
 				return fmt.Errorf("end %s %d: %w", name, pid, err)
 			}
 		}
+	}
+	return nil
+}
+
+func endStray(pid int, started uint64) error {
+	fd, err := openPidfd(pid, started)
+	if err != nil {
+		return nil //nolint:nilerr // it has ended
+	}
+	defer fd.Close()
+	if err := unix.PidfdSendSignal(int(fd.Fd()), unix.SIGKILL, nil, 0); !errors.Is(err, unix.ESRCH) {
+		return err
 	}
 	return nil
 }
