@@ -27,6 +27,8 @@ const (
 	// which gives one every busyEvery.
 	busyFor   = 30 * time.Second
 	busyEvery = 10 * time.Second
+	// firstBusy bounds the first sign, which a session waits for.
+	firstBusy = 2 * time.Second
 	// wokenFor is the reason of a start for a connection.
 	wokenFor = "proxy"
 )
@@ -129,7 +131,13 @@ func (s *Machines) wakeAndDial(ctx context.Context, a auth.Actor, app root.AppNa
 	}
 	// Autostop may have decided just before: a suspended machine takes the
 	// connection and never answers.
-	if _, _, err := s.Wake(ctx, a, auth.MachineDial, app, id, wokenFor); err != nil {
+	if m, err = s.machine(a, auth.MachineDial, app, id); err == nil {
+		switch s.stateNow(ctx, m) {
+		case root.StateSuspending, root.StateSuspended:
+			m, _, err = s.Wake(ctx, a, auth.MachineDial, app, id, wokenFor)
+		}
+	}
+	if err != nil {
 		return nil, m, errors.Join(err, conn.Close())
 	}
 	return conn, m, nil
@@ -189,19 +197,19 @@ func (s *Machines) unreachable(ctx context.Context, m *root.Machine, port int, e
 
 // keepAwake keeps autostop away from a machine's version, from when it returns
 // until the returned function is called, which then waits for what it started.
-func (s *Machines) keepAwake(ctx context.Context, m *root.Machine) (end func()) {
+func (s *Machines) keepAwake(caller context.Context, m *root.Machine) (end func()) {
 	if s.Busy == nil {
 		return func() {}
 	}
-	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	busy := func() {
-		call, stop := context.WithTimeout(ctx, busyEvery)
+	ctx, cancel := context.WithCancel(context.WithoutCancel(caller))
+	busy := func(ctx context.Context, limit time.Duration) {
+		call, stop := context.WithTimeout(ctx, limit)
 		defer stop()
 		if err := s.Busy(call, m.Spec.Instance, s.Now().Add(busyFor)); err != nil && ctx.Err() == nil {
 			s.Log.Warn("a session may not keep its machine awake", "machine", m.ID, "err", err)
 		}
 	}
-	busy()
+	busy(caller, firstBusy)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -210,7 +218,7 @@ func (s *Machines) keepAwake(ctx context.Context, m *root.Machine) (end func()) 
 			case <-ctx.Done():
 				return
 			case <-time.After(busyEvery):
-				busy()
+				busy(ctx, busyEvery)
 			}
 		}
 	}()

@@ -13,6 +13,12 @@ import (
 	"github.com/roost-run/roost/internal/ipc"
 )
 
+const (
+	// parkedPatience bounds the wait for what autostop is about to do.
+	parkedPatience = time.Second
+	parkedPoll     = 5 * time.Millisecond
+)
+
 // Status is the edge's account of itself, at /status of its socket.
 type Status struct {
 	PID      int
@@ -54,11 +60,18 @@ func (e *edge) serveStatus(ctx context.Context) error {
 		}
 		return struct{}{}, e.catalog.WaitRevision(ctx, revision)
 	}))
-	mux.HandleFunc("PUT /busy/{instance}", ipc.Handler(func(_ context.Context, r *http.Request, q struct{ Until time.Time }) (struct{}, error) {
+	mux.HandleFunc("PUT /busy/{instance}", ipc.Handler(func(ctx context.Context, r *http.Request, q struct{ Until time.Time }) (struct{}, error) {
 		// Sessions of people, which the proxy does not see. The app's own busy
 		// lease may last longer.
-		if u := e.loads.Unit(root.InstanceID(r.PathValue("instance"))); u.Counts().BusyUntil.Before(q.Until) {
+		u := e.loads.Unit(root.InstanceID(r.PathValue("instance")))
+		if u.Counts().BusyUntil.Before(q.Until) {
 			u.Busy(q.Until)
+		}
+		// What autostop had begun before comes first, so that who asked sees it.
+		for deadline := time.Now().Add(parkedPatience); u.Counts().Parked && time.Now().Before(deadline); {
+			if err := sleep(ctx, parkedPoll); err != nil {
+				return struct{}{}, err
+			}
 		}
 		return struct{}{}, nil
 	}))
