@@ -125,12 +125,7 @@ func (e *Executor) back(ctx context.Context) (root.ReleaseStatus, string, error)
 	for _, m := range sorted(machines) {
 		if were[m.ID] == nil && (madeBy(e.r, m) || m.ID == j.Temporary) && m.Status.State != root.StateDestroyed {
 			ids = append(ids, m.ID)
-			undo = append(undo, func() error {
-				if Served(&m.Spec.Config) && !m.Spec.Cordoned && m.Status.State.Running() { // it may have requests
-					return e.o.Cluster.Retire(ctx, e.r.App, m.ID)
-				}
-				return e.o.Cluster.Destroy(ctx, e.r.App, m.ID)
-			})
+			undo = append(undo, func() error { return e.remove(ctx, m) })
 		}
 	}
 	if restored > 0 {

@@ -329,6 +329,15 @@ func (e *Executor) group(name string) *root.Group {
 	return &root.Group{Name: name} // of a restart: its machines keep their config
 }
 
+// remove ends a machine that nobody needs. One that serves may have requests,
+// which it is given time for.
+func (e *Executor) remove(ctx context.Context, m *root.Machine) error {
+	if Served(&m.Spec.Config) && !m.Spec.Cordoned && m.Status.State.Running() {
+		return e.o.Cluster.Retire(ctx, e.r.App, m.ID)
+	}
+	return e.o.Cluster.Destroy(ctx, e.r.App, m.ID)
+}
+
 // canary tries the release on a machine of its own.
 func (e *Executor) canary(ctx, work context.Context, s Step) error {
 	if work.Err() != nil {
@@ -344,8 +353,8 @@ func (e *Executor) canary(ctx, work context.Context, s Step) error {
 		if m.Group() != s.Group {
 			continue
 		}
-		if m.Spec.Config.Metadata[root.MetadataCanary] != "" { // of an attempt before a crash; it may have requests
-			if err := e.o.Cluster.Retire(ctx, e.r.App, m.ID); err != nil {
+		if m.Spec.Config.Metadata[root.MetadataCanary] != "" { // of an attempt before a crash
+			if err := e.remove(ctx, m); err != nil {
 				return err
 			}
 			continue
