@@ -323,13 +323,12 @@ func (f *factory) attach(ctx context.Context, c *client.Client, app string, m *m
 	ended := awaitEnd(ctx, c, app, m.ID)
 	var exit machines.ExitEvent
 	var err error
-	if ended == nil {
-		exit, err = exitOf(ctx, c, app, m.ID)
-	}
 	// The last lines may still be on their way: the runner's own is the end.
-	patience := lastLines
-	if exit.Error != "" { // it never ran: there may be none
-		patience = noLines
+	patience := noLines
+	if ended == nil {
+		if exit, err = exitOf(ctx, c, app, m.ID); err == nil && exit.Error == "" {
+			patience = lastLines
+		}
 	}
 	timer := time.AfterFunc(patience, stop)
 	defer timer.Stop()
@@ -388,7 +387,7 @@ func exitOf(ctx context.Context, c *client.Client, app, id string) (machines.Exi
 }
 
 // lastLines is how long an ended machine's last output may take to arrive,
-// and noLines that of one that did not start.
+// and noLines that of one of which it is not known that it ran.
 const (
 	lastLines = 15 * time.Second
 	noLines   = 2 * time.Second
