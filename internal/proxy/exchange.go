@@ -373,6 +373,13 @@ func (p *Proxy) gate(t route.Target) health.Gate {
 // maxWakes is how often one request starts a machine that ends before it answers.
 const maxWakes = 2
 
+func orText(s, instead string) string {
+	if s == "" {
+		return instead
+	}
+	return s
+}
+
 func probeTarget(t route.Target) health.Target {
 	return health.Target{Machine: t.Machine.ID, Instance: t.Machine.Spec.Instance, Address: t.Machine.Spec.Address.IPv4, Port: t.Service.InternalPort}
 }

@@ -437,7 +437,7 @@ func (p *Proxy) replay(x *exchange, s *slot, resp *http.Response) *failure {
 	}
 	m := s.Machine
 	if err != nil {
-		return failf(http.StatusBadGateway, "PA03", "machine %s answered with a replay that is not valid: %s", m.ID, reasonOf(err)).cause(err)
+		return failf(http.StatusBadGateway, "PA03", "machine %s answered with a replay that is not valid: %s", m.ID, root.MessageOf(err)).cause(err)
 	}
 	if x.noReplay {
 		return failf(http.StatusBadGateway, "PA03", "machine %s replayed a request that was delivered to it because a replay failed", m.ID)

@@ -68,7 +68,7 @@ func (p *Proxy) noCandidate(x *exchange, table *route.Table, targets []route.Tar
 			states = append(states, s)
 		}
 	}
-	return failf(http.StatusServiceUnavailable, "PR03", "no machine of app %s can answer: its %d with port %d %s", x.app, len(targets), x.port, "are "+strings.Join(states, ", ")).
+	return failf(http.StatusServiceUnavailable, "PR03", "no machine of app %s can answer: its %d with port %d are %s", x.app, len(targets), x.port, strings.Join(states, ", ")).
 		hint("A machine that is stopped wakes for a request only with autostart; start one with: roost machine start -a %s", x.app).retry()
 }
 
@@ -114,15 +114,8 @@ func wakeFailure(m *root.Machine, err error) *failure {
 	case root.Precondition, root.NotFound:
 		code = "PM08"
 	}
-	return failf(status, code, "machine %s could not be started: %s", m.ID, reasonOf(err)).
+	return failf(status, code, "machine %s could not be started: %s", m.ID, root.MessageOf(err)).
 		hint("See its log with: roost logs -a %s", m.App).retry().cause(err)
-}
-
-func reasonOf(err error) string {
-	if msg := root.MessageOf(err); msg != "internal error" {
-		return msg
-	}
-	return "internal error"
 }
 
 // overdue says what a held request waited for.
@@ -186,11 +179,4 @@ func (u *unhealthy) failure() *failure {
 		hint = "See its log with: roost logs -a " + string(u.machine.App)
 	}
 	return failf(http.StatusServiceUnavailable, "PR01", "%s", text).hint("%s", hint).retry()
-}
-
-func orText(s, instead string) string {
-	if s == "" {
-		return instead
-	}
-	return s
 }
