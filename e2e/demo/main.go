@@ -1,7 +1,7 @@
 // Command demo shows story B to a person, or with -django how a Django project
 // is deployed: it starts a Roost of its own on this host, runs the steps of
 // package story or django, one line each, and leaves the host as it was. It
-// exits 0 only if every step held and nothing of it is left; what others do on
+// exits 0 only if every step held and nothing under its names is left; what others do on
 // the host meanwhile is only told.
 package main
 
@@ -95,7 +95,7 @@ func run(ctx context.Context, binary string, keep, withDjango bool) (err error) 
 	}
 	restored := "The host is as before."
 	if len(others) > 0 {
-		restored = "Nothing of this Roost is left on the host."
+		restored = "Nothing under this Roost's names is left on the host."
 		fmt.Println("Changed on the host meanwhile, under other names than this Roost's:")
 		words := strings.NewReplacer("left behind  ", "new   ", "taken away   ", "gone  ")
 		for _, line := range others[:min(len(others), maxOthers)] {

@@ -116,7 +116,8 @@ func secretsFirst(ctx context.Context, s *Shop) (string, error) {
 		// So that a person can watch it fall asleep.
 		{"fly.toml", `  auto_stop_machines = "suspend"`, fmt.Sprintf("\n  auto_stop_after = %q", stopAfter)},
 		// What a busy host may not do in the usual time: say the last words, get a
-		// serverless machine up, make all receipts. The rest is as it is.
+		// serverless machine up, make all receipts. The rest is as it is. That a
+		// thaw costs no worker, TestWatchdogs of e2e/real sees, with short times.
 		{"fly.toml", `app = "shop"`, "\nkill_timeout = \"60s\""},
 		{"shop/settings.py", "USE_TZ = True", "\nSERVERLESS_REPLAY_TIMEOUT = \"60s\""},
 		{"gunicorn.conf.py", "import os", "\n\ntimeout = 90"},

@@ -62,7 +62,7 @@ func ReadHost(ctx context.Context, dirs ...string) (HostState, error) {
 		}
 	}
 	if err := filepath.WalkDir("/sys/fs/cgroup", func(path string, d fs.DirEntry, err error) error {
-		if err == nil && d.IsDir() && (!unit.MatchString(path) || strings.Contains(path, "roost")) {
+		if err == nil && d.IsDir() && !othersGroup(path) {
 			add("cgroup", path)
 		}
 		return nil // a group that vanishes meanwhile is no news
@@ -121,6 +121,16 @@ var onDemand = regexp.MustCompile(`^(/sys/fs/fuse/connections|/proc/sys/fs/binfm
 // unit is in the control groups of what the host's systemd starts and ends
 // whenever it likes.
 var unit = regexp.MustCompile(`\.(service|scope|slice)(/|$)`)
+
+// inner is a control group within one of a hierarchy's own: who made that one
+// makes and removes groups in it whenever it likes.
+var inner = regexp.MustCompile(`^/sys/fs/cgroup/[^/]+/[^/]+/`)
+
+// othersGroup reports whether a control group comes and goes without Roost,
+// whose groups have its name.
+func othersGroup(path string) bool {
+	return !strings.Contains(path, "roost") && (unit.MatchString(path) || inner.MatchString(path))
+}
 
 // counters are what rules have counted.
 var counters = regexp.MustCompile(`counter packets \d+ bytes \d+`)

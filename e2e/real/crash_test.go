@@ -88,12 +88,19 @@ func TestEdgeDrains(t *testing.T) {
 		pid, err := i.PID(t.Context(), "edge")
 		want(t, err)
 		slow := make(chan error, 1)
-		go func() { slow <- answers(i, app, "/slow?d=3s") }()
+		begin := func() { go func() { slow <- answers(i, app, "/slow?d=3s") }() }
+		begin()
 		eventually(t, func() string {
-			if err := answers(i, app, "/slows?n=1"); err != nil {
-				return err.Error()
+			err := answers(i, app, "/slows?n=1")
+			if err == nil {
+				return ""
 			}
-			return ""
+			select {
+			case <-slow: // it was over before it was seen
+				begin()
+			default:
+			}
+			return err.Error()
 		})
 		want(t, syscall.Kill(pid, syscall.SIGTERM))
 		if err := <-slow; err != nil {

@@ -322,7 +322,7 @@ func (s *Story) awakeUsage(ctx context.Context) (before usage, m *machines.Machi
 		before, err = s.usage(ctx, m.ID)
 		seen := time.Now()
 		if ctx.Err() != nil {
-			return before, nil, context.Cause(ctx)
+			return before, nil, errors.Join(context.Cause(ctx), err)
 		}
 		if err == nil {
 			if m, err = s.inState(ctx, machines.StateSuspended); err != nil {
