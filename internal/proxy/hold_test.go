@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -411,6 +412,44 @@ func TestSoftLimitWakes(t *testing.T) {
 	}
 	close(block)
 	wg.Wait()
+}
+
+// TestOneWakes checks that one request wakes one of several machines, however
+// often it looks at them again until that runs.
+func TestOneWakes(t *testing.T) {
+	w := newWorld(t)
+	woken, looked := make(chan struct{}, 10), make(chan struct{})
+	var all []*fakeMachine
+	for range 4 {
+		m := w.machine("shop", root.StateStopped, answer("done"))
+		m.onWake = func() {
+			woken <- struct{}{}
+			<-looked
+		}
+		all = append(all, m)
+	}
+	done := make(chan string, 1)
+	go func() {
+		_, body := w.get("/")
+		done <- body
+	}()
+	patience.Receive(t, "a wake", woken)
+	for range 20 {
+		w.proxy.Changed("shop")
+		runtime.Gosched()
+	}
+	patience.Until(t, "it is held", func() bool { return w.proxy.Held() == 1 })
+	close(looked)
+	if body := patience.Receive(t, "the answer", done); body != "done" {
+		t.Errorf("got %q, want done", body)
+	}
+	n := 0
+	for _, m := range all {
+		n += m.woken()
+	}
+	if n != 1 {
+		t.Errorf("%d wakes for one request, want 1", n)
+	}
 }
 
 // TestManyHeld holds far more requests than a machine takes at once, some of

@@ -28,6 +28,7 @@ type Candidate struct {
 	Region    root.Region
 	Readiness Readiness
 	Late      bool // asleep only: still on its way down, last to be woken
+	Waking    bool // asleep or frozen only: somebody has begun to wake it
 	Autostart bool
 	Origin    root.Origin
 	Load      int // requests and upgrades now, those that wait for it included
@@ -139,6 +140,9 @@ func decide(cs []Candidate, from, to int, w Want, random func(int) int) Decision
 			}
 			if c.Readiness == Asleep {
 				rank++
+			}
+			if c.Waking && class != soft {
+				rank = -1 // who looks again does not wake another one
 			}
 			asleep.offer(i, tier, rank, 0)
 		}

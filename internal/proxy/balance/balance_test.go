@@ -20,6 +20,7 @@ func in(r root.Region) func(*Candidate) { return func(c *Candidate) { c.Region =
 func manual(c *Candidate)               { c.Autostart = false }
 func byApp(c *Candidate)                { c.Origin = root.OriginApp }
 func late(c *Candidate)                 { c.Late = true }
+func waking(c *Candidate)               { c.Waking = true }
 func unlimited(c *Candidate)            { c.Hard = 0 }
 
 func first(int) int { return 1 } // keeps the first of equals
@@ -56,6 +57,10 @@ func TestDecide(t *testing.T) {
 		{"suspended takes it at once", []Candidate{c("a", Frozen, 0)}, Want{}, Send, "a", "a"},
 		{"suspended before stopped", []Candidate{c("a", Asleep, 0), c("b", Frozen, 0)}, Want{}, Send, "b", "b"},
 		{"on its way down is last", []Candidate{c("a", Asleep, 0, late), c("b", Asleep, 0)}, Want{}, Wait, "b", "b"},
+		{"the one that is being woken already", []Candidate{c("a", Asleep, 0), c("b", Asleep, 1, waking)}, Want{}, Wait, "b", "b"},
+		{"that before one that is quicker to wake", []Candidate{c("a", Frozen, 0), c("b", Asleep, 1, late, waking)}, Want{}, Wait, "b", "b"},
+		{"not when it is spoken for", []Candidate{c("a", Asleep, 0), c("b", Asleep, 10, waking)}, Want{}, Wait, "a", "a"},
+		{"all above soft, one is being woken", []Candidate{c("a", Ready, 10), c("b", Asleep, 0), c("c", Asleep, 1, waking)}, Want{}, Send, "a", "c"},
 		{"the owner's before the app's", []Candidate{c("a", Frozen, 0, byApp), c("b", Asleep, 0), c("c", Asleep, 0, late)}, Want{}, Wait, "b", "b"},
 		{"even on its way down", []Candidate{c("a", Frozen, 0, byApp), c("b", Asleep, 0, late)}, Want{}, Wait, "b", "b"},
 		{"the app's if there is no other", []Candidate{c("a", Frozen, 0, byApp)}, Want{}, Send, "a", "a"},

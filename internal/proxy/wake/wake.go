@@ -82,6 +82,13 @@ func (fs *Flights) Start(m *root.Machine) *Flight {
 	return f
 }
 
+// Under reports whether a wake of the instance is under way.
+func (fs *Flights) Under(id root.InstanceID) bool {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	return fs.flights[id] != nil
+}
+
 // Close ends all flights and waits for them.
 func (fs *Flights) Close() {
 	fs.mu.Lock() // no Start is between its check and its Go
