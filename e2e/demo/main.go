@@ -1,8 +1,8 @@
 // Command demo shows story B to a person, or with -django how a Django project
 // is deployed: it starts a Roost of its own on this host, runs the steps of
 // package story or django, one line each, and leaves the host as it was. It
-// exits 0 only if every step held and nothing under its names is left; what others do on
-// the host meanwhile is only told.
+// exits 0 only if every step held and nothing under its names is left; what
+// others do on the host meanwhile is only told.
 package main
 
 import (
@@ -14,7 +14,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 
@@ -97,9 +96,8 @@ func run(ctx context.Context, binary string, keep, withDjango bool) (err error) 
 	if len(others) > 0 {
 		restored = "Nothing under this Roost's names is left on the host."
 		fmt.Println("Changed on the host meanwhile, under other names than this Roost's:")
-		words := strings.NewReplacer("left behind  ", "new   ", "taken away   ", "gone  ")
 		for _, line := range others[:min(len(others), maxOthers)] {
-			fmt.Println("  " + words.Replace(line))
+			fmt.Println("  " + line)
 		}
 		if more := len(others) - maxOthers; more > 0 {
 			fmt.Printf("  ... and %d more\n", more)

@@ -229,12 +229,12 @@ func (s HostState) diff(after HostState) []string {
 	var lines []string
 	for _, line := range slices.Sorted(maps.Keys(after)) {
 		if !s[line] && s.comparable(line) {
-			lines = append(lines, "left behind  "+line)
+			lines = append(lines, "new   "+line)
 		}
 	}
 	for _, line := range slices.Sorted(maps.Keys(s)) {
 		if !after[line] && after.comparable(line) {
-			lines = append(lines, "taken away   "+line)
+			lines = append(lines, "gone  "+line)
 		}
 	}
 	return lines

@@ -29,10 +29,10 @@ func TestDiff(t *testing.T) {
 		"cgroup: /sys/fs/cgroup/pids/roost-012345":                  true,
 	}
 	want := []string{
-		"left behind  cgroup: /sys/fs/cgroup/pids/roost-012345",
-		"left behind  sysctl: /proc/sys/vm/swappiness = 10",
-		"taken away   cgroup: /sys/fs/cgroup/pids/somebody",
-		"taken away   sysctl: /proc/sys/vm/swappiness = 60",
+		"new   cgroup: /sys/fs/cgroup/pids/roost-012345",
+		"new   sysctl: /proc/sys/vm/swappiness = 10",
+		"gone  cgroup: /sys/fs/cgroup/pids/somebody",
+		"gone  sysctl: /proc/sys/vm/swappiness = 60",
 	}
 	if diff := cmp.Diff(want, before.diff(after)); diff != "" {
 		t.Errorf("differences (-want +got):\n%s", diff)
@@ -74,26 +74,26 @@ func TestDivide(t *testing.T) {
 	}
 	ours, others := divide(before.diff(after), in.Marks())
 	if diff := cmp.Diff([]string{
-		"left behind  link: roost-" + name + "@if2: <UP,LOWER_UP> mtu",
-		"left behind  mount: net:[1] /tmp/roost-123456789/run/netns/router rw",
-		"left behind  process: 34 bin/roost edge --run /tmp/roost-123456789/run",
-		"left behind  route: 169.254.64.100/30 dev roost-" + name + " proto kernel",
-		"left behind  rule: table inet roost_" + name + " {",
-		"left behind  swap: /tmp/roost-123456789/data/swap",
-		"taken away   cgroup: /sys/fs/cgroup/pids/roost-" + name,
+		"new   link: roost-" + name + "@if2: <UP,LOWER_UP> mtu",
+		"new   mount: net:[1] /tmp/roost-123456789/run/netns/router rw",
+		"new   process: 34 bin/roost edge --run /tmp/roost-123456789/run",
+		"new   route: 169.254.64.100/30 dev roost-" + name + " proto kernel",
+		"new   rule: table inet roost_" + name + " {",
+		"new   swap: /tmp/roost-123456789/data/swap",
+		"gone  cgroup: /sys/fs/cgroup/pids/roost-" + name,
 	}, ours); diff != "" {
 		t.Errorf("its own (-want +got):\n%s", diff)
 	}
 	if diff := cmp.Diff([]string{
-		"left behind  cgroup: /sys/fs/cgroup/pids/docker",
-		"left behind  mount: / /mnt/new rw",
-		"left behind  mount: net:[2] /tmp/roost-987654321/run/netns/router rw",
-		"left behind  rule: table inet roost_fedcba {",
-		"left behind  sysctl: /proc/sys/net/ipv4/ip_forward = 1",
-		"taken away   link: roost-fedcba@if2: <UP,LOWER_UP> mtu",
-		"taken away   mount: / /mnt/theirs rw",
-		"taken away   route: 169.254.66.100/30 dev roost-fedcba link",
-		"taken away   sysctl: /proc/sys/net/ipv4/ip_forward = 0",
+		"new   cgroup: /sys/fs/cgroup/pids/docker",
+		"new   mount: / /mnt/new rw",
+		"new   mount: net:[2] /tmp/roost-987654321/run/netns/router rw",
+		"new   rule: table inet roost_fedcba {",
+		"new   sysctl: /proc/sys/net/ipv4/ip_forward = 1",
+		"gone  link: roost-fedcba@if2: <UP,LOWER_UP> mtu",
+		"gone  mount: / /mnt/theirs rw",
+		"gone  route: 169.254.66.100/30 dev roost-fedcba link",
+		"gone  sysctl: /proc/sys/net/ipv4/ip_forward = 0",
 	}, others); diff != "" {
 		t.Errorf("of others (-want +got):\n%s", diff)
 	}
@@ -113,7 +113,7 @@ func TestCheckMarked(t *testing.T) {
 	}
 	before[gone] = true
 	others, err := CheckMarked(t.Context(), before, in.Marks(), in.Dir)
-	if err != nil || !slices.Contains(others, "taken away   "+gone) {
+	if err != nil || !slices.Contains(others, "gone  "+gone) {
 		t.Errorf("got %q, %v, want %q told", others, err, gone)
 	}
 }
