@@ -177,37 +177,26 @@ func TestGatingWithoutControl(t *testing.T) {
 		}
 		return false
 	}
-	eventually(t, func() string {
-		if !getsRequests(a.ID) {
-			return "the first one gets no requests"
-		}
-		return ""
-	})
+	awaitRequests := func(id string, want bool) {
+		t.Helper()
+		eventually(t, func() string {
+			if got := getsRequests(id); got != want {
+				return fmt.Sprintf("machine %s gets requests: %t, want %t", id, got, want)
+			}
+			return ""
+		})
+	}
+	awaitRequests(a.ID, true)
 	ask(t, i, app, a.ID, "/sicken?n=-1")
-	eventually(t, func() string {
-		if getsRequests(a.ID) {
-			return "the first one still gets requests"
-		}
-		return ""
-	})
+	awaitRequests(a.ID, false)
 	// No request reaches it by the edge now: its neighbour cures it.
 	cure := "http://" + net.JoinHostPort(a.PrivateIP, "8080") + "/sicken?n=0"
 	if status, _, text := ask(t, i, app, b.ID, "/fetch?url="+url.QueryEscape(cure)); status != http.StatusOK {
 		t.Errorf("the cure: %d %s", status, text)
 	}
-	eventually(t, func() string {
-		if !getsRequests(a.ID) {
-			return "the first one is not taken in again"
-		}
-		return ""
-	})
+	awaitRequests(a.ID, true)
 	ask(t, i, app, b.ID, "/sicken?n=-1")
-	eventually(t, func() string {
-		if getsRequests(b.ID) {
-			return "the second one still gets requests"
-		}
-		return ""
-	})
+	awaitRequests(b.ID, false)
 	stop()
 	killed = true
 	want(t, syscall.Kill(pid, syscall.SIGKILL))

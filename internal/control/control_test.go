@@ -369,6 +369,20 @@ func TestCreateRefusals(t *testing.T) {
 	}
 }
 
+// unrecorded is what the server process did with a machine a moment ago, of
+// which the store has not heard yet.
+func (w *world) unrecorded(m *root.Machine, phase orders.Phase) (news root.Stamp) {
+	recorded, err := w.agent.store.Machine(w.t.Context(), m.ID)
+	w.must(err)
+	news = recorded.Status.Stamp
+	news.Seq++
+	w.agent.mu.Lock()
+	defer w.agent.mu.Unlock()
+	w.agent.live = orders.Instance{Machine: m.ID, Instance: m.Spec.Instance, Phase: phase, Stamp: news}
+	w.agent.seq = news.Seq
+	return news
+}
+
 // TestVerbAfterUnrecordedWake: a wake is answered before it is recorded; a
 // suspend that comes at once must not take the machine for suspended still.
 func TestVerbAfterUnrecordedWake(t *testing.T) {
@@ -376,14 +390,7 @@ func TestVerbAfterUnrecordedWake(t *testing.T) {
 	ctx := t.Context()
 	m := w.create("")
 	w.must(w.Machines.Suspend(ctx, admin, "shop", m.ID, ""))
-	recorded, err := w.agent.store.Machine(ctx, m.ID)
-	w.must(err)
-	news := recorded.Status.Stamp
-	news.Seq++
-	w.agent.mu.Lock()
-	w.agent.live = orders.Instance{Machine: m.ID, Instance: m.Spec.Instance, Phase: orders.PhaseStarted, Stamp: news}
-	w.agent.seq = news.Seq
-	w.agent.mu.Unlock()
+	news := w.unrecorded(m, orders.PhaseStarted)
 	w.must(w.Machines.Suspend(ctx, admin, "shop", m.ID, ""))
 	after, err := w.agent.store.Machine(ctx, m.ID)
 	w.must(err)
@@ -398,14 +405,7 @@ func TestStopAfterUnrecordedExit(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()
 	m := w.create("")
-	recorded, err := w.agent.store.Machine(ctx, m.ID)
-	w.must(err)
-	news := recorded.Status.Stamp
-	news.Seq++
-	w.agent.mu.Lock()
-	w.agent.live = orders.Instance{Machine: m.ID, Instance: m.Spec.Instance, Phase: orders.PhaseStopped, Stamp: news}
-	w.agent.seq = news.Seq
-	w.agent.mu.Unlock()
+	news := w.unrecorded(m, orders.PhaseStopped)
 	w.must(w.Machines.Stop(ctx, admin, "shop", m.ID, "", StopRequest{}))
 	after, err := w.agent.store.Machine(ctx, m.ID)
 	w.must(err)
