@@ -307,7 +307,7 @@ func (p *Proxy) candidate(x *exchange, t route.Target) (balance.Candidate, error
 		}
 		return p.running(c, t)
 	case root.StateSuspended, root.StateSuspending:
-		c.Readiness, c.Waking = balance.Frozen, p.flights.Under(m.Spec.Instance)
+		c.Readiness, c.Waking = balance.Frozen, p.flights.Underway(m.Spec.Instance)
 		if p.gate(t).State != health.Open {
 			c.Readiness = balance.Asleep // it has to pass its checks first
 		}
@@ -318,7 +318,7 @@ func (p *Proxy) candidate(x *exchange, t route.Target) (balance.Candidate, error
 		if x.woken[m.ID] >= maxWakes {
 			return c, root.Errorf(root.Unavailable, "machine %s %s", m.ID, orText(p.o.Live.Ended(m), "stops each time it is started"))
 		}
-		c.Readiness, c.Late, c.Waking = balance.Asleep, state == root.StateStopping, p.flights.Under(m.Spec.Instance)
+		c.Readiness, c.Late, c.Waking = balance.Asleep, state == root.StateStopping, p.flights.Underway(m.Spec.Instance)
 		if parked {
 			c.Readiness = balance.Coming
 		}

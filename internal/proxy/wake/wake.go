@@ -82,8 +82,8 @@ func (fs *Flights) Start(m *root.Machine) *Flight {
 	return f
 }
 
-// Under reports whether a wake of the instance is under way.
-func (fs *Flights) Under(id root.InstanceID) bool {
+// Underway reports whether a wake of the instance is under way.
+func (fs *Flights) Underway(id root.InstanceID) bool {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	return fs.flights[id] != nil
