@@ -11,6 +11,7 @@ import (
 	root "github.com/roost-run/roost"
 	"github.com/roost-run/roost/internal/health/report"
 	"github.com/roost-run/roost/internal/ipc"
+	"github.com/roost-run/roost/internal/proxy/load"
 )
 
 const (
@@ -61,19 +62,7 @@ func (e *edge) serveStatus(ctx context.Context) error {
 		return struct{}{}, e.catalog.WaitRevision(ctx, revision)
 	}))
 	mux.HandleFunc("PUT /busy/{instance}", ipc.Handler(func(ctx context.Context, r *http.Request, q struct{ Until time.Time }) (struct{}, error) {
-		// Sessions of people, which the proxy does not see. The app's own busy
-		// lease may last longer.
-		u := e.loads.Unit(root.InstanceID(r.PathValue("instance")))
-		if u.Counts().BusyUntil.Before(q.Until) {
-			u.Busy(q.Until)
-		}
-		// What autostop had begun before comes first, so that who asked sees it.
-		for deadline := time.Now().Add(parkedPatience); u.Counts().Parked && time.Now().Before(deadline); {
-			if err := sleep(ctx, parkedPoll); err != nil {
-				return struct{}{}, err
-			}
-		}
-		return struct{}{}, nil
+		return struct{}{}, keepBusy(ctx, e.loads.Unit(root.InstanceID(r.PathValue("instance"))), q.Until)
 	}))
 	mux.HandleFunc(report.CandidatePattern, ipc.Handler(func(ctx context.Context, _ *http.Request, q report.Question) (report.Answer, error) {
 		return e.candidate(ctx, q.Machine)
@@ -105,4 +94,19 @@ func (e *edge) status() Status {
 		})
 	}
 	return s
+}
+
+// keepBusy keeps autostop away for a session of a person, which the proxy does
+// not see. The app's own busy lease may last longer. What autostop had begun
+// before comes first, so that who asked sees it.
+func keepBusy(ctx context.Context, u *load.Unit, until time.Time) error {
+	if u.Counts().BusyUntil.Before(until) {
+		u.Busy(until)
+	}
+	for deadline := time.Now().Add(parkedPatience); u.Counts().Parked && time.Now().Before(deadline); {
+		if err := sleep(ctx, parkedPoll); err != nil {
+			return err
+		}
+	}
+	return nil
 }
